@@ -1,0 +1,224 @@
+//! The `[[route]]` tables of a file.
+
+use super::super::fault::Problem;
+use super::super::file::{self, Item, Reader, Section};
+use super::super::pattern::{HostPattern, PathPattern, PortSet};
+use super::super::{Origins, Route, Service};
+use super::ports::{PORT_NUMBER, WrittenPort, port_number};
+use super::{Tables, limits_of, list, name};
+use crate::protocol::http::list::is_token_byte;
+use crate::protocol::http::origin::Origin;
+
+const TABLES: Tables = Tables {
+    key: "route",
+    schema: &file::ROUTE,
+    example: "[[route]] and in it path = \"/echo\" and service = \"echo\"",
+    max: 1024,
+    reason: "Each route is a series in metrics.",
+};
+
+/// The routes of the file.
+pub(super) fn routes<'t>(reader: &mut Reader<'t>, root: &Section<'t>, ports: &[WrittenPort]) -> Vec<Route> {
+    let sections = TABLES.read(reader, root);
+    // The routes so far, and the line of each.
+    let mut routes: Vec<(usize, Route)> = Vec::with_capacity(sections.len());
+    for section in &sections {
+        if let Some(route) = route(reader, section, ports, &routes) {
+            routes.push((reader.line(&section.span), route));
+        }
+    }
+    routes.into_iter().map(|(_, route)| route).collect()
+}
+
+fn route<'t>(
+    reader: &mut Reader<'t>,
+    section: &Section<'t>,
+    ports: &[WrittenPort],
+    earlier: &[(usize, Route)],
+) -> Option<Route> {
+    let overrides = limits_of(reader, section, &file::ROUTE_LIMITS);
+    let name_item = section.get("name");
+    let taken = |name: &str| earlier.iter().find(|(_, other)| other.name == name).map(|(line, _)| *line);
+    let name = name_item.as_ref().map(|item| name(reader, item, taken));
+    let host = match section.get("host") {
+        Some(item) => host(reader, &item),
+        None => Some(HostPattern::Any),
+    };
+    let path = match section.get("path") {
+        Some(item) => path(reader, &item),
+        None => reader.missing(section, "path", "path = \"/chat/*\""),
+    };
+    let port_set = match section.get("ports") {
+        Some(item) => port_set(reader, &item, ports),
+        None => Some(PortSet::All),
+    };
+    let service = match section.get("service") {
+        Some(item) => service(reader, &item),
+        None => reader.missing(section, "service", "service = \"echo\""),
+    };
+    let origins = match section.get("origins") {
+        Some(item) => origins(reader, &item),
+        None => Some(Origins::Same),
+    };
+    let subprotocols = match section.get("subprotocols") {
+        Some(item) => subprotocols(reader, &item),
+        None => Some(Vec::new()),
+    };
+    if let Some(service) = service
+        && !service.is_websocket()
+    {
+        let keys = ["origins", "subprotocols"];
+        for item in keys.into_iter().filter_map(|key| section.get(key)) {
+            reader.fault::<()>(&item, Problem::NotForService { service });
+        }
+    }
+
+    let (host, path, port_set) = (host?, path?, port_set?);
+    let is_rival =
+        |other: &Route| other.host == host && other.path == path && other.ports.overlaps(&port_set);
+    if let Some(&(line, _)) = earlier.iter().find(|(_, other)| is_rival(other)) {
+        let (host, path) = (host.to_string(), path.to_string());
+        let at = section.get("path").expect("it has been read");
+        return reader.fault(&at, Problem::RouteTaken { host, path, line });
+    }
+    let name = if let Some(name) = name {
+        name?
+    } else {
+        let derived = match &host {
+            HostPattern::Any => path.to_string(),
+            host => format!("{host}{path}"),
+        };
+        if let Some(line) = taken(&derived) {
+            // The same host and path on other ports: only a name can tell them apart.
+            let at = section.get("path").expect("it has been read");
+            return reader.fault(&at, Problem::NameTaken { name: derived, line });
+        }
+        derived
+    };
+    Some(Route {
+        name,
+        host,
+        ports: port_set,
+        path,
+        service: service?,
+        origins: origins?,
+        subprotocols: subprotocols?,
+        overrides,
+    })
+}
+
+fn host<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<HostPattern> {
+    let value = reader.string(item)?.to_owned();
+    match HostPattern::parse(&value) {
+        Ok(host) => Some(host),
+        Err(fault) => reader.fault(item, Problem::BadHost { value, fault }),
+    }
+}
+
+fn path<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<PathPattern> {
+    let value = reader.string(item)?.to_owned();
+    match PathPattern::parse(&value) {
+        Ok(path) => Some(path),
+        Err(fault) => reader.fault(item, Problem::BadPath { value, fault }),
+    }
+}
+
+fn service<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Service> {
+    let service = Reader::as_string(item).unwrap_or_default().to_owned();
+    if file::SERVICES_NOT_YET.contains(&service.as_str()) {
+        return reader.fault(item, Problem::ServiceNotYet { service });
+    }
+    reader.one_of(item, Service::ALL, Service::label)
+}
+
+fn port_set<'t>(reader: &mut Reader<'t>, item: &Item<'t>, ports: &[WrittenPort]) -> Option<PortSet> {
+    let items = list(reader, item, "a list of ports, such as [80, 443]")?;
+    // A port whose number or name has a fault may be the one that is meant.
+    let is_complete = ports.iter().all(|port| port.port.is_some());
+    let mut indices = Vec::with_capacity(items.len());
+    let mut is_whole = true;
+    for item in &items {
+        let name = Reader::as_string(item);
+        let number = match name {
+            Some(_) => None,
+            None => port_number(reader, item, PORT_NUMBER),
+        };
+        let (meant, port) = match (name, number) {
+            (Some(name), _) => (positions(ports, |port| port.name.as_deref() == Some(name)), name.to_owned()),
+            (None, Some(number)) => {
+                (positions(ports, |port| port.number == Some(number)), number.to_string())
+            }
+            (None, None) => {
+                is_whole = false;
+                continue;
+            }
+        };
+        if meant.is_empty() {
+            is_whole = false;
+            if is_complete {
+                let names: Vec<&str> = ports.iter().filter_map(|port| port.name.as_deref()).collect();
+                let nearest = file::nearest(&port, &names).map(str::to_owned);
+                reader.fault::<()>(item, Problem::NoSuchPort { port, nearest });
+            }
+        } else if meant.iter().any(|index| indices.contains(index)) {
+            reader.fault::<()>(item, Problem::Repeated { value: port });
+        }
+        indices.extend(meant);
+    }
+    indices.sort_unstable();
+    is_whole.then_some(PortSet::Only(indices))
+}
+
+/// The indices of the `ports` that are meant.
+fn positions(ports: &[WrittenPort], is_meant: impl Fn(&WrittenPort) -> bool) -> Vec<usize> {
+    ports.iter().enumerate().filter(|(_, port)| is_meant(port)).map(|(index, _)| index).collect()
+}
+
+fn origins<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Origins> {
+    match Reader::as_string(item) {
+        Some("any") => return Some(Origins::Any),
+        Some("same") => return Some(Origins::Same),
+        Some(value) if Origin::parse(value).is_err() => {
+            let (value, valid) = (value.to_owned(), vec!["any", "same"]);
+            let nearest = file::nearest(&value, &valid);
+            return reader.fault(item, Problem::UnknownValue { value, valid, nearest });
+        }
+        _ => {}
+    }
+    let mut origins = Vec::new();
+    for item in list(reader, item, "\"any\", \"same\", or a list of exact Origins")? {
+        let Some(text) = reader.string(&item) else {
+            continue;
+        };
+        let value = text.to_owned();
+        let problem = match Origin::parse(text) {
+            Ok(origin) if !origins.contains(&origin) => {
+                origins.push(origin);
+                continue;
+            }
+            Ok(_) => Problem::Repeated { value },
+            Err(_) if text == "any" || text == "same" => Problem::OriginsMixed { value },
+            Err(fault) => Problem::BadOrigin { value, fault },
+        };
+        reader.fault::<()>(&item, problem);
+    }
+    Some(Origins::Exact(origins))
+}
+
+fn subprotocols<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Vec<String>> {
+    let mut subprotocols = Vec::new();
+    for item in list(reader, item, "a list of subprotocols, such as [\"chat.v1\"]")? {
+        let Some(text) = reader.string(&item) else {
+            continue;
+        };
+        let value = text.to_owned();
+        if value.is_empty() || !value.bytes().all(is_token_byte) {
+            reader.fault::<()>(&item, Problem::BadSubprotocol { value });
+        } else if subprotocols.contains(&value) {
+            reader.fault::<()>(&item, Problem::Repeated { value });
+        } else {
+            subprotocols.push(value);
+        }
+    }
+    Some(subprotocols)
+}

@@ -1,0 +1,325 @@
+//! What is wrong with a configuration, as facts, and the sentences that tell people.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::file::{Bounds, Unit};
+use super::path::PathFault;
+use super::pattern::HostFault;
+use super::secret::SecretFault;
+use super::{Service, blocked_ports, size};
+use crate::protocol::http::origin::OriginFault;
+
+/// A mistake that keeps a configuration from being used.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Where it stands.
+    pub place: Place,
+    /// The path of the key, such as `port[1].limits.message_size_max`, counted from 0; empty where there is none.
+    pub key: String,
+    /// What it is.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Fault {
+    /// `LINE:COLUMN: KEY: SENTENCE`, the key where there is one.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_located(out, self.place, &self.key, &self.problem)
+    }
+}
+
+/// Something that is most likely a mistake. Under `--strict` it is treated as one.
+#[derive(Clone, Debug)]
+pub struct Warning {
+    /// Where it stands.
+    pub place: Place,
+    /// The path of the key, as in [`Fault::key`].
+    pub key: String,
+    /// What it is.
+    pub caution: Caution,
+}
+
+impl fmt::Display for Warning {
+    /// As a [`Fault`].
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_located(out, self.place, &self.key, &self.caution)
+    }
+}
+
+/// A stretch of one line of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Counted from 1.
+    pub line: usize,
+    /// In characters, counted from 1.
+    pub column: usize,
+    /// In characters, at least 1.
+    pub width: usize,
+}
+
+/// What is wrong. [`Display`](fmt::Display) is a sentence without its full stop.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is what the variant's sentence says of it")]
+pub enum Problem {
+    /// It is not TOML.
+    Syntax { message: String },
+    /// The table has no such key.
+    UnknownKey {
+        name: String,
+        table: &'static str,
+        keys: &'static [&'static str],
+        nearest: Option<&'static str>,
+        homes: Vec<&'static str>,
+    },
+    /// The key will come, but this version has no code for it.
+    KeyNotYet,
+    /// The service will come, but this version has no code for it.
+    ServiceNotYet { service: String },
+    /// A key or a table that must be there.
+    Missing { example: &'static str },
+    /// A value of another type.
+    WrongType { expected: &'static str, found: &'static str },
+    /// A number beyond its range.
+    OutOfRange { value: String, bounds: Bounds },
+    /// A string that is not a size.
+    NotASize { value: String },
+    /// A string that is none of a closed set.
+    UnknownValue { value: String, valid: Vec<&'static str>, nearest: Option<&'static str> },
+    /// Not an IP address.
+    BadAddress { value: String },
+    /// Not an address and a port.
+    BadListen { value: String },
+    /// Not a host.
+    BadHost { value: String, fault: HostFault },
+    /// Not a host that clients could use.
+    BadPublicHost { value: String, fault: HostFault },
+    /// Not a path that a request could have.
+    BadPath { value: String, fault: PathFault },
+    /// Not an Origin.
+    BadOrigin { value: String, fault: OriginFault },
+    /// `any` or `same` among exact Origins.
+    OriginsMixed { value: String },
+    /// Not a token of RFC 9110 section 5.6.2.
+    BadSubprotocol { value: String },
+    /// Not a name that can be a label.
+    BadName { value: String },
+    /// A secret that is not there.
+    Secret(SecretFault),
+    /// The admin endpoints open to the network without a token.
+    AdminOpen { listen: SocketAddr },
+    /// A list that lets nothing through.
+    EmptyList,
+    /// A value that stands in a list already.
+    Repeated { value: String },
+    /// A name that another table of the kind has; `line` is where.
+    NameTaken { name: String, line: usize },
+    /// An address and number that another port covers; `line` is where that stands.
+    PortTaken { number: u16, line: usize },
+    /// A port that only a name can tell from another.
+    PortNeedsName { number: u16 },
+    /// A route names a port that is not configured.
+    NoSuchPort { port: String, nearest: Option<String> },
+    /// Another route answers for the same requests; `line` is where it stands.
+    RouteTaken { host: String, path: String, line: usize },
+    /// A key that means nothing to the route's service.
+    NotForService { service: Service },
+    /// More tables than are allowed.
+    TooMany { count: usize, max: usize, reason: &'static str },
+}
+
+/// What is probably wrong. [`Display`](fmt::Display) is a sentence without its full stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caution {
+    /// Browsers refuse to connect to this port.
+    BlockedPort {
+        /// The port as clients see it.
+        number: u16,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax { message } => write!(out, "this is not TOML: {message}"),
+            Self::UnknownKey { name, table, .. } => write!(out, "{table} has no key {name:?}"),
+            Self::KeyNotYet => write!(out, "this version has no such key yet"),
+            Self::ServiceNotYet { service } => write!(out, "this version has no service {service:?} yet"),
+            Self::Missing { .. } => write!(out, "it is missing"),
+            Self::WrongType { expected, found } => write!(out, "this is {found}, and has to be {expected}"),
+            Self::OutOfRange { value, .. } => write!(out, "{value} is out of range"),
+            Self::NotASize { value } => write!(out, "{value:?} is not a size"),
+            Self::UnknownValue { value, .. } => write!(out, "there is no {value:?} here"),
+            Self::BadAddress { value } => write!(out, "{value:?} is not an IP address"),
+            Self::BadListen { value } => write!(out, "{value:?} is not an IP address with a port"),
+            Self::BadHost { value, fault } | Self::BadPublicHost { value, fault } => {
+                write!(out, "{value:?} is not a host: {fault}")
+            }
+            Self::BadPath { value, fault } => write!(out, "no request has the path {value:?}: {fault}"),
+            Self::BadOrigin { value, fault } => write!(out, "{value:?} is not an Origin: {fault}"),
+            Self::OriginsMixed { value } => write!(out, "{value:?} stands for itself, not in a list"),
+            Self::BadSubprotocol { value } => write!(out, "{value:?} is not a subprotocol"),
+            Self::BadName { value } => write!(out, "{value:?} is not a name"),
+            Self::Secret(fault) => fault.fmt(out),
+            Self::AdminOpen { listen } => {
+                write!(out, "{listen} can be reached from other machines, and no token is set")
+            }
+            Self::EmptyList => write!(out, "an empty list lets nothing through"),
+            Self::Repeated { value } => write!(out, "{value:?} stands in the list twice"),
+            Self::NameTaken { name, line } => write!(out, "the name {name:?} is taken in line {line}"),
+            Self::PortTaken { number, line } => {
+                write!(out, "port {number} at this address is taken in line {line}")
+            }
+            Self::PortNeedsName { number: 0 } => write!(out, "a port that the kernel chooses needs a name"),
+            Self::PortNeedsName { number } => write!(out, "port {number} stands twice, and needs a name"),
+            Self::NoSuchPort { port, .. } => {
+                write!(out, "there is no [[port]] with the number or name {port:?}")
+            }
+            Self::RouteTaken { host, path, line } => {
+                write!(out, "host {host:?} and path {path:?} are taken in line {line}, on the same port")
+            }
+            Self::NotForService { service } => {
+                write!(out, "the service {:?} has no use for it", service.label())
+            }
+            Self::TooMany { count, max, .. } => {
+                write!(out, "there are {count}, and at most {max} are allowed")
+            }
+        }
+    }
+}
+
+impl Problem {
+    /// What to write instead, as whole sentences.
+    pub fn help(&self) -> String {
+        match self {
+            Self::Syntax { .. } => {
+                "Strings stand in quotes, and each key in a line of its own: key = \"value\".".into()
+            }
+            Self::UnknownKey { nearest: Some(nearest), .. }
+            | Self::UnknownValue { nearest: Some(nearest), .. } => {
+                format!("Did you mean {nearest:?}?")
+            }
+            Self::UnknownKey { homes, .. } if !homes.is_empty() => {
+                format!("It belongs in {}.", homes.join(" or "))
+            }
+            Self::UnknownKey { table, keys, .. } => format!("The keys of {table} are {}.", keys.join(", ")),
+            Self::KeyNotYet => "Remove it: it would have no effect.".into(),
+            Self::ServiceNotYet { .. } => {
+                let services: Vec<&str> = Service::ALL.iter().map(|service| service.label()).collect();
+                format!("The services of this version are {}.", quoted(&services))
+            }
+            Self::Missing { example } => format!("Write, for example, {example}."),
+            Self::WrongType { expected, .. } => format!("Write {expected}."),
+            Self::OutOfRange { bounds, .. } => {
+                let (min, max) = (number(bounds.unit, bounds.min), number(bounds.unit, bounds.max));
+                let zero = bounds.zero.map(|zero| format!(", or 0 for {zero}")).unwrap_or_default();
+                format!("Write {min} to {max}{zero}. {}", bounds.reason)
+            }
+            Self::NotASize { .. } => {
+                "Write bytes, as in 65536, or a string such as \"64KiB\", \"16MiB\" or \"1MB\".".into()
+            }
+            Self::UnknownValue { valid, .. } => format!("Write one of {}.", quoted(valid)),
+            Self::BadAddress { .. } => "Write, for example, \"::\", \"0.0.0.0\" or \"192.0.2.1\".".into(),
+            Self::BadListen { .. } => {
+                "Write, for example, \"127.0.0.1:9180\" or \"[::1]:9180\", or \"off\" for no admin endpoints."
+                    .into()
+            }
+            Self::BadHost { .. } => {
+                "Write, for example, \"chat.example.com\" or \"*.example.com\"; ports belong in `ports`."
+                    .into()
+            }
+            Self::BadPublicHost { .. } => {
+                "Write, for example, \"ws.example.com\"; its port belongs in `public_port`.".into()
+            }
+            Self::BadPath { .. } => {
+                "Write, for example, \"/chat\" for one path, or \"/chat/*\" for all below it.".into()
+            }
+            Self::BadOrigin { .. } => {
+                "Write, for example, [\"https://example.com\"], or \"same\", or \"any\".".into()
+            }
+            Self::OriginsMixed { value } => {
+                format!("Write origins = {value:?}, or a list of exact Origins alone.")
+            }
+            Self::BadSubprotocol { .. } => {
+                "Write letters, digits and . - _ + alone, as in \"chat.v1\": it is a token of HTTP.".into()
+            }
+            Self::BadName { .. } => {
+                "Write at most 64 letters, digits, dots, dashes and underscores, a letter among them.".into()
+            }
+            Self::Secret(SecretFault::Size { .. }) => {
+                "A good one is made by: head -c 32 /dev/urandom | base64.".into()
+            }
+            Self::Secret(_) => "Write \"file:PATH\" or \"env:NAME\", where the secret is kept.".into(),
+            Self::AdminOpen { .. } => {
+                "Write token = \"file:PATH\" or \"env:NAME\", or listen on 127.0.0.1 or [::1].".into()
+            }
+            Self::EmptyList => "Remove the key for its default, or put in what is allowed.".into(),
+            Self::Repeated { .. } => "Remove one of them.".into(),
+            Self::NameTaken { .. } => "Write name = with another one: it is a label in metrics.".into(),
+            Self::PortTaken { .. } => {
+                "Remove one, or write another number or address; \"::\" covers every address.".into()
+            }
+            Self::PortNeedsName { .. } => {
+                "Write, for example, name = \"public\": it is the label in metrics.".into()
+            }
+            Self::NoSuchPort { nearest: Some(nearest), .. } => format!("Did you mean {nearest:?}?"),
+            Self::NoSuchPort { .. } => {
+                "Write the number or, in quotes, the name of a port that has a [[port]].".into()
+            }
+            Self::RouteTaken { .. } => {
+                "Their order decides nothing: change host, path or ports of one.".into()
+            }
+            Self::NotForService { .. } => "Remove it.".into(),
+            Self::TooMany { reason, .. } => (*reason).into(),
+        }
+    }
+}
+
+impl fmt::Display for Caution {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BlockedPort { number } => write!(out, "browsers refuse to connect to port {number}"),
+        }
+    }
+}
+
+impl Caution {
+    /// What to write instead, as whole sentences.
+    pub fn help(&self) -> String {
+        match self {
+            Self::BlockedPort { .. } => format!(
+                "Choose another port; it is on the Fetch standard's list of blocked ports, as of {}.",
+                blocked_ports::AS_OF
+            ),
+        }
+    }
+}
+
+fn write_located(
+    out: &mut fmt::Formatter<'_>,
+    place: Place,
+    key: &str,
+    sentence: &dyn fmt::Display,
+) -> fmt::Result {
+    write!(out, "{}:{}: ", place.line, place.column)?;
+    if !key.is_empty() {
+        write!(out, "{key}: ")?;
+    }
+    sentence.fmt(out)
+}
+
+/// `"a", "b" and "c"`.
+fn quoted(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// A number as it is written in the file.
+fn number(unit: Unit, value: u64) -> String {
+    match unit {
+        Unit::Bytes => format!("{:?}", size::format(value)),
+        Unit::Milliseconds | Unit::Count => value.to_string(),
+    }
+}

@@ -1,0 +1,314 @@
+//! The configuration: an immutable, checked snapshot.
+//!
+//! `file` knows the tables as they are written, `check` makes of them a [`Config`] or every fault, `limits` holds the
+//! limits with their reasons. What is in a `Config` needs no second look: a name is a label, a path can be matched, an
+//! index points somewhere.
+
+pub mod blocked_ports;
+mod check;
+mod fault;
+mod file;
+mod limits;
+pub mod path;
+pub mod pattern;
+mod read;
+mod secret;
+mod show;
+mod size;
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+pub use fault::{Caution, Fault, Place, Problem, Warning};
+pub use limits::Limits;
+pub use pattern::{HostPattern, PathPattern, PortSet};
+pub use read::{ReadFault, read};
+pub use secret::{Secret, SecretFault, SecretSource};
+
+use crate::protocol::closed_set;
+use crate::protocol::http::origin::Origin;
+
+/// The configuration that a gateway without a file has, commented for those who read it.
+pub const BUILT_IN: &str = include_str!("default.toml");
+
+/// Everything that a gateway is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The process.
+    pub gateway: Gateway,
+    /// The admin endpoints; `None` where they are switched off.
+    pub admin: Option<Admin>,
+    /// The limits of `[limits]`, before ports and routes lay theirs over: see [`Config::limits`].
+    pub limits: Limits,
+    /// At least one, with labels of their own.
+    pub ports: Vec<Port>,
+    /// At least one, with names of their own. Their order means nothing.
+    pub routes: Vec<Route>,
+    /// True exactly while nobody wrote a configuration; a port that cannot be bound is then no reason to stop.
+    pub is_built_in: bool,
+}
+
+impl Config {
+    /// The most shards that a gateway can have.
+    pub const SHARDS_MAX: usize = 1024;
+
+    /// The configuration of a gateway without a file: [`BUILT_IN`].
+    ///
+    /// # Panics
+    /// Never: a test checks what is built in.
+    pub fn built_in() -> Self {
+        let (config, _) = Self::from_toml(BUILT_IN, Path::new("")).expect("a test checks what is built in");
+        Self { is_built_in: true, ..config }
+    }
+
+    /// Checks the TOML in `text`, and reads the secrets it names; their relative paths begin at `base`, which is the
+    /// directory of the file.
+    ///
+    /// # Errors
+    /// Every [`Fault`], in the order of the file, at least one.
+    pub fn from_toml(text: &str, base: &Path) -> Result<(Self, Vec<Warning>), Vec<Fault>> {
+        check::check(text, base)
+    }
+
+    /// The configuration in force as TOML, every default written out, secrets by their reference alone.
+    ///
+    /// [`Config::from_toml`] makes the same configuration of it.
+    pub fn to_toml(&self) -> String {
+        show::show(self)
+    }
+
+    /// The limits of a connection at the port of this index, once it is on the route of that index.
+    ///
+    /// # Panics
+    /// Where an index is not one of [`Config::ports`] or [`Config::routes`].
+    pub fn limits(&self, port_index: usize, route_index: usize) -> Limits {
+        self.routes[route_index].overrides.apply(self.ports[port_index].limits)
+    }
+}
+
+/// `[gateway]`: what concerns the process.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// The number of shards; `None` for one on each core that the process may use.
+    pub shards: Option<NonZeroUsize>,
+    /// What drives the shards' sockets.
+    pub io_driver: IoDriver,
+}
+
+closed_set! {
+    /// What drives a shard's sockets.
+    pub enum IoDriver {
+        /// `io_uring`, or epoll where the ring cannot be built.
+        Auto => "auto",
+        /// `io_uring`, or no start.
+        IoUring => "io_uring",
+        /// epoll.
+        Epoll => "epoll",
+    }
+}
+
+/// `[admin]`: metrics, health and status.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// The address to listen at. Not loopback only with a token.
+    pub listen: SocketAddr,
+    /// What a request has to present, if anything.
+    pub token: Option<Secret>,
+}
+
+/// `[[port]]`: a port that clients connect to.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// The number to listen at; 0 lets the kernel choose.
+    pub number: u16,
+    /// The address to listen at; `None` for `::`, both families, or `0.0.0.0` where there is no IPv6.
+    pub address: Option<IpAddr>,
+    /// The `port` label of metrics: the name if there is one, else the number. No other port has it.
+    pub label: String,
+    /// The scheme that clients use, where it is not what the port itself speaks.
+    pub public_scheme: Option<Scheme>,
+    /// The host that clients use, where `Host` does not tell; an IPv6 address in brackets.
+    pub public_host: Option<String>,
+    /// The port that clients use, where it is not this one.
+    pub public_port: Option<u16>,
+    /// The limits at this port, before those of a route: `[limits]` with `[port.limits]` laid over.
+    pub limits: Limits,
+}
+
+closed_set! {
+    /// The scheme of a WebSocket URL.
+    pub enum Scheme {
+        /// Without TLS.
+        Ws => "ws",
+        /// With TLS, be it spoken here or by what stands before the gateway.
+        Wss => "wss",
+    }
+}
+
+/// `[[route]]`: which requests it is for, and what answers them.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The `route` label of metrics: the name if there is one, else host and path. No other route has it.
+    pub name: String,
+    /// The hosts.
+    pub host: HostPattern,
+    /// The ports.
+    pub ports: PortSet,
+    /// The paths.
+    pub path: PathPattern,
+    /// What answers.
+    pub service: Service,
+    /// Whose pages may open a WebSocket.
+    pub origins: Origins,
+    /// The subprotocols that are spoken, each a token, in the order of preference as written.
+    pub subprotocols: Vec<String>,
+    /// What `[route.limits]` lays over the port's limits.
+    overrides: limits::Overrides,
+}
+
+closed_set! {
+    /// What answers a routed connection.
+    pub enum Service {
+        /// Sends each message back.
+        Echo => "echo",
+        /// A small page that opens a WebSocket to the port it came from and shows what happens.
+        Page => "page",
+    }
+}
+
+impl Service {
+    /// Whether the service answers opening handshakes, and `origins` and `subprotocols` mean something to it.
+    pub fn is_websocket(self) -> bool {
+        match self {
+            Self::Echo => true,
+            Self::Page => false,
+        }
+    }
+}
+
+/// Whose pages may open a WebSocket on a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// Everybody's.
+    Any,
+    /// Pages of the very scheme, host and port that the WebSocket is opened to.
+    Same,
+    /// Pages of these Origins, at least one.
+    Exact(Vec<Origin>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_configuration_serves_echo_and_a_page_on_ports_80_and_8080() {
+        let config = Config::built_in();
+        assert!(config.is_built_in);
+        assert_eq!(config.ports.iter().map(|port| port.number).collect::<Vec<_>>(), [80, 8080]);
+        let routes: Vec<_> = config.routes.iter().map(|route| (route.name.as_str(), route.service)).collect();
+        assert_eq!(routes, [("echo", Service::Echo), ("page", Service::Page)]);
+        assert_eq!(config.routes[0].origins, Origins::Any);
+        assert_eq!(config.limits, Limits::DEFAULT);
+        assert_eq!(config.admin.map(|admin| admin.listen.to_string()).as_deref(), Some("127.0.0.1:9180"));
+    }
+
+    #[test]
+    fn a_route_narrows_a_port_and_a_port_narrows_the_gateway() {
+        let text = r#"
+            limits = { message_size_max = 1000, idle_timeout_ms = 1, close_timeout_ms = 1 }
+            [[port]]
+            number = 80
+            [[port]]
+            number = 81
+            limits = { message_size_max = 2000, idle_timeout_ms = 2 }
+            [[route]]
+            path = "/a"
+            service = "echo"
+            [[route]]
+            path = "/b"
+            service = "echo"
+            limits = { message_size_max = 3000 }
+        "#;
+        let (config, _) = Config::from_toml(text, Path::new("")).unwrap();
+        let of = |port, route| {
+            let limits = config.limits(port, route);
+            let idle_ms = limits.idle_timeout.map(|timeout| timeout.as_millis());
+            (limits.message_size_max, idle_ms, limits.close_timeout.as_millis())
+        };
+        assert_eq!(of(0, 0), (1000, Some(1), 1));
+        assert_eq!(of(1, 0), (2000, Some(2), 1));
+        assert_eq!(of(0, 1), (3000, Some(1), 1));
+        assert_eq!(of(1, 1), (3000, Some(2), 1));
+    }
+
+    const DEPLOYED: &str = include_str!("../../deploy/ringway.toml");
+
+    /// deploy/ringway.toml with keys and tables put in force that stand behind a `#`; examples too, if so asked.
+    fn uncommented(with_examples: bool) -> String {
+        let mut is_example = false;
+        let mut lines = Vec::new();
+        for line in DEPLOYED.lines() {
+            let behind = line.strip_prefix("# ").unwrap_or_default();
+            let is_key = behind.split_once(" = ").is_some_and(|(key, _)| {
+                !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+            });
+            let is_table = behind.starts_with('[') && behind.ends_with(']');
+            match (is_key || is_table, is_example && !with_examples) {
+                (true, false) => lines.push(behind),
+                _ => lines.push(line),
+            }
+            // A comment that ends so is followed by examples, until there is an empty line.
+            is_example = behind.ends_with("Example:")
+                || behind.ends_with("Examples:")
+                || (is_example && !line.is_empty());
+        }
+        lines.join("\n").replace("file:/etc/ringway/admin-token", "file:token")
+    }
+
+    #[test]
+    fn the_deployed_file_is_good() {
+        let (config, warnings) =
+            Config::from_toml(DEPLOYED, Path::new("")).unwrap_or_else(|faults| panic!("{faults:?}"));
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(config.limits, Limits::DEFAULT);
+    }
+
+    #[test]
+    fn the_defaults_that_the_deployed_file_shows_are_those_of_the_code() {
+        let (plain, _) = Config::from_toml(DEPLOYED, Path::new("")).unwrap();
+        let text = uncommented(false);
+        let (spelled_out, _) =
+            Config::from_toml(&text, Path::new("")).unwrap_or_else(|faults| panic!("{faults:?}"));
+        assert_eq!(format!("{spelled_out:?}"), format!("{plain:?}"));
+        for limit in limits::TABLE {
+            assert!(text.contains(&format!("\n{} = ", limit.key)), "{} is not shown", limit.key);
+        }
+    }
+
+    #[test]
+    fn the_deployed_file_explains_every_key_and_its_examples_are_good() {
+        let text = uncommented(true);
+        secret::tests::with_token_file("deployed", |base| {
+            Config::from_toml(&text, base).unwrap_or_else(|faults| panic!("{faults:?}"));
+        });
+        let root: toml::Table = toml::from_str(&text).unwrap();
+        for schema in file::SCHEMAS {
+            let table = match schema.title {
+                "the file" => Some(&root),
+                "[gateway]" => root["gateway"].as_table(),
+                "[admin]" => root["admin"].as_table(),
+                // What a port and a route may set of it, they set by example.
+                "[limits]" | "[port.limits]" | "[route.limits]" => root["limits"].as_table(),
+                "[[port]]" => root["port"][0].as_table(),
+                "[[route]]" => root["route"][0].as_table(),
+                other => panic!("the test does not know {other}"),
+            };
+            let table = table.unwrap_or_else(|| panic!("{} is not explained", schema.title));
+            for key in schema.keys {
+                assert!(table.contains_key(*key), "{key} of {} is not explained", schema.title);
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A configuration in force, written as TOML.
+
+use std::fmt::{self, Write};
+
+use super::file::Unit;
+use super::limits::{self, Limit};
+use super::{Config, Origins, Port, PortSet, Route, size};
+
+/// See [`Config::to_toml`].
+pub(super) fn show(config: &Config) -> String {
+    let mut out = String::new();
+    write(&mut out, config).expect("writing to a string cannot fail");
+    out
+}
+
+fn write(out: &mut String, config: &Config) -> fmt::Result {
+    writeln!(out, "[gateway]")?;
+    match config.gateway.shards {
+        Some(shards) => writeln!(out, "shards = {shards}")?,
+        None => writeln!(out, "# shards: one for each available core")?,
+    }
+    writeln!(out, "io_driver = \"{}\"", config.gateway.io_driver)?;
+
+    writeln!(out, "\n[admin]")?;
+    match &config.admin {
+        Some(admin) => writeln!(out, "listen = \"{}\"", admin.listen)?,
+        None => writeln!(out, "listen = \"off\"")?,
+    }
+    if let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_ref()) {
+        writeln!(out, "token = {}", string(&token.to_string()))?;
+    }
+
+    writeln!(out, "\n[limits]")?;
+    for limit in limits::TABLE {
+        writeln!(out, "{} = {}", limit.key, number(limit, limit.of(&config.limits)))?;
+    }
+
+    for port in &config.ports {
+        write_port(out, config, port)?;
+    }
+    for route in &config.routes {
+        write_route(out, config, route)?;
+    }
+    Ok(())
+}
+
+fn write_port(out: &mut String, config: &Config, port: &Port) -> fmt::Result {
+    writeln!(out, "\n[[port]]\nnumber = {}", port.number)?;
+    match port.address {
+        Some(address) => writeln!(out, "address = \"{address}\"")?,
+        None => writeln!(out, "# address: every one, of both families")?,
+    }
+    if is_named(port) {
+        writeln!(out, "name = {}", string(&port.label))?;
+    }
+    if let Some(scheme) = port.public_scheme {
+        writeln!(out, "public_scheme = \"{scheme}\"")?;
+    }
+    if let Some(host) = &port.public_host {
+        writeln!(out, "public_host = {}", string(host))?;
+    }
+    if let Some(number) = port.public_port {
+        writeln!(out, "public_port = {number}")?;
+    }
+    let limits = limits::TABLE.iter().map(|limit| (limit, limit.of(&port.limits)));
+    write_limits(out, limits.filter(|(limit, value)| *value != limit.of(&config.limits)))
+}
+
+fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result {
+    writeln!(out, "\n[[route]]")?;
+    // A name that was derived holds the path, with its slash, and one that was written cannot.
+    if route.name.contains('/') {
+        writeln!(out, "# name: {}", route.name)?;
+    } else {
+        writeln!(out, "name = {}", string(&route.name))?;
+    }
+    writeln!(out, "host = {}", string(&route.host.to_string()))?;
+    match &route.ports {
+        PortSet::All => writeln!(out, "# ports: all")?,
+        PortSet::Only(indices) => {
+            let ports = indices.iter().map(|&index| {
+                let port = &config.ports[index];
+                if is_named(port) { string(&port.label) } else { port.label.clone() }
+            });
+            writeln!(out, "ports = [{}]", ports.collect::<Vec<_>>().join(", "))?;
+        }
+    }
+    writeln!(out, "path = {}", string(&route.path.to_string()))?;
+    writeln!(out, "service = \"{}\"", route.service)?;
+    if route.service.is_websocket() {
+        match &route.origins {
+            Origins::Any => writeln!(out, "origins = \"any\"")?,
+            Origins::Same => writeln!(out, "origins = \"same\"")?,
+            Origins::Exact(origins) => {
+                let origins = origins.iter().map(|origin| string(&origin.to_string()));
+                writeln!(out, "origins = [{}]", origins.collect::<Vec<_>>().join(", "))?;
+            }
+        }
+    }
+    if !route.subprotocols.is_empty() {
+        let subprotocols = route.subprotocols.iter().map(|subprotocol| string(subprotocol));
+        writeln!(out, "subprotocols = [{}]", subprotocols.collect::<Vec<_>>().join(", "))?;
+    }
+    write_limits(out, route.overrides.iter())
+}
+
+/// Writes the limits that a port or a route sets as one line, or none.
+fn write_limits(out: &mut String, limits: impl Iterator<Item = (&'static Limit, u64)>) -> fmt::Result {
+    let limits: Vec<String> =
+        limits.map(|(limit, value)| format!("{} = {}", limit.key, number(limit, value))).collect();
+    if limits.is_empty() { Ok(()) } else { writeln!(out, "limits = {{ {} }}", limits.join(", ")) }
+}
+
+fn is_named(port: &Port) -> bool {
+    port.label != port.number.to_string()
+}
+
+fn number(limit: &Limit, value: u64) -> String {
+    match limit.bounds.unit {
+        Unit::Bytes if value != 0 => string(&size::format(value)),
+        Unit::Bytes | Unit::Milliseconds | Unit::Count => value.to_string(),
+    }
+}
+
+fn string(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::BUILT_IN;
+    use super::super::secret::tests::{TOKEN, with_token_file};
+    use super::*;
+
+    #[test]
+    fn what_is_shown_makes_the_same_configuration() {
+        let everything = r#"
+            [gateway]
+            shards = 3
+            io_driver = "epoll"
+            [admin]
+            listen = "0.0.0.0:9180"
+            token = "file:token"
+            [limits]
+            bytes_per_s = "1MiB"
+            connections_max = 7
+            [[port]]
+            number = 8443
+            address = "127.0.0.1"
+            name = "inside"
+            [[port]]
+            number = 8443
+            address = "::1"
+            name = "outside"
+            public_scheme = "wss"
+            public_host = "ws.example.com"
+            public_port = 443
+            limits = { handshake_timeout_ms = 7, idle_timeout_ms = 60000 }
+            [[port]]
+            number = 8080
+            [[route]]
+            name = "chat"
+            host = "*.Example.com"
+            ports = ["outside", 8080]
+            path = "/caf%c3%a9/*"
+            service = "echo"
+            origins = ["https://example.com", "http://localhost:3000", "null"]
+            subprotocols = ["chat.v1", "chat.v2"]
+            limits = { frame_size_max = 126, ping_interval_ms = 0 }
+            [[route]]
+            host = "[::1]"
+            path = "/"
+            service = "page"
+            [[route]]
+            path = "/x"
+            service = "echo"
+            origins = "any"
+        "#;
+        with_token_file("show", |base| {
+            for text in [everything, BUILT_IN] {
+                let (config, _) = Config::from_toml(text, base).unwrap();
+                let shown = config.to_toml();
+                let again = Config::from_toml(&shown, base);
+                let (again, _) = again.unwrap_or_else(|faults| panic!("{faults:?} in\n{shown}"));
+                assert_eq!(format!("{again:?}"), format!("{config:?}"), "{shown}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_secret_is_shown_by_its_reference() {
+        let text = "[admin]\ntoken = \"file:token\"\n[[port]]\nnumber = 80\n\
+                    [[route]]\npath = \"/\"\nservice = \"page\"\n";
+        let (config, _) = with_token_file("shown", |base| Config::from_toml(text, base)).unwrap();
+        let shown = config.to_toml();
+        assert!(shown.contains("token = \"file:token\"\n"), "{shown}");
+        assert!(!shown.contains(TOKEN) && !format!("{config:?}").contains(TOKEN), "{shown}");
+    }
+}

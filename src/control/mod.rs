@@ -1,0 +1,347 @@
+//! The control thread: it brings the shards up, tells what they do, and stops them.
+//!
+//! It runs a small tokio runtime and never touches a client's socket.
+
+pub mod admin;
+mod shards;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::admin::{AdminState, Phase, PortFacts};
+use self::shards::{Event, Shards};
+use crate::config::{Admin, Config, Port};
+use crate::metrics::Metrics;
+use crate::net::driver::{Driver, NoRing};
+use crate::net::listen::{self, Listeners};
+use crate::net::{clock, limits};
+use crate::shard::{Mail, StartError};
+
+/// How long clients have to leave once the gateway was asked to stop; then they are cut.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long shards have to end once their connections were cut; a shard that takes longer is stuck.
+const CUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Descriptors kept from clients: rings, listeners, mailboxes, the admin endpoint, and letting refused clients go.
+const DESCRIPTORS_RESERVED: u64 = 192;
+/// Descriptors that each shard takes besides: ring, timer, mailbox, reserve, lingering connections.
+const DESCRIPTORS_RESERVED_PER_SHARD: u64 = 40;
+
+/// Why the gateway does not serve, or stopped serving.
+#[derive(Debug)]
+pub enum RunError {
+    /// A port cannot be bound.
+    Bind {
+        /// The address, with the port's number.
+        address: String,
+        /// The port's label.
+        port: String,
+        /// The cause.
+        error: io::Error,
+    },
+    /// None of the built-in ports can be bound.
+    NoPort,
+    /// The admin address cannot be bound.
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        error: io::Error,
+    },
+    /// io_uring was demanded and is not to be had.
+    NoRing(NoRing),
+    /// Something that the process needs from the system failed.
+    System(io::Error),
+    /// A shard ended by itself.
+    ShardEnded {
+        /// Which one.
+        index: usize,
+    },
+    /// Shards did not end when they were told to.
+    Stuck,
+}
+
+impl RunError {
+    /// Whether the machine refused what the configuration asks for, rather than something going wrong.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Bind { .. } | Self::NoPort | Self::Admin { .. } | Self::NoRing(_))
+    }
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { address, port, error } => {
+                write!(formatter, "port {port} cannot be bound at {address}: {}", explain_bind(error))
+            }
+            Self::NoPort => formatter.write_str(
+                "none of the built-in ports can be bound; `ringway config default` prints a configuration to change",
+            ),
+            Self::Admin { address, error } => {
+                write!(formatter, "the admin endpoint cannot be bound at {address}: {}", explain_bind(error))
+            }
+            Self::NoRing(reason) => write!(formatter, "io_uring was asked for and cannot be had: {reason}"),
+            Self::System(error) => write!(formatter, "the system refused what a gateway needs: {error}"),
+            Self::ShardEnded { index } => write!(formatter, "shard {index} ended by itself; this is a fault of ours"),
+            Self::Stuck => formatter.write_str("not every shard ended in time; this is a fault of ours"),
+        }
+    }
+}
+
+/// What it takes to bind a port, where the cause alone does not say.
+fn explain_bind(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!(
+                "{error}; another process listens there, perhaps another ringway (`ss -ltnp` tells which)"
+            )
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "{error}; ports below net.ipv4.ip_unprivileged_port_start take root or the capability CAP_NET_BIND_SERVICE"
+        ),
+        io::ErrorKind::AddrNotAvailable => format!("{error}; no interface of this machine has the address"),
+        _ => error.to_string(),
+    }
+}
+
+/// Serves a configuration until the process is told to stop.
+///
+/// # Errors
+/// [`RunError`].
+pub fn run(config: Config) -> Result<(), RunError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::System)?;
+    runtime.block_on(async {
+        let mut signals = Signals::new().map_err(RunError::System)?;
+        let gateway = Gateway::start(config).await?;
+        gateway.serve(&mut signals).await
+    })
+}
+
+/// A gateway that serves.
+struct Gateway {
+    shards: Shards,
+    phase: watch::Sender<Phase>,
+    state: Arc<AdminState>,
+    admin: Option<TcpListener>,
+}
+
+impl Gateway {
+    async fn start(config: Config) -> Result<Self, RunError> {
+        let config = Arc::new(config);
+        let shard_count = config.gateway.shards.map_or_else(available_cores, NonZeroUsize::get);
+        let descriptors = limits::raise_descriptors();
+        let listeners = bind_ports(&config, shard_count)?;
+        let admin = bind_admin(&config).await?;
+        let labels = config.ports.iter().map(|port| port.label.clone()).collect();
+        let routes = config.routes.iter().map(|route| route.name.clone()).collect();
+        let metrics = Arc::new(Metrics::new(shard_count, labels, routes, clock::time_of_day()));
+        let connections_max = connections_max(&config, descriptors, shard_count);
+        let facts =
+            config.ports.iter().zip(&listeners).map(|(port, listeners)| facts(port, listeners.as_ref()));
+        let (phase, phases) = watch::channel(Phase::Starting);
+        let state = Arc::new(AdminState {
+            metrics: Arc::clone(&metrics),
+            phase: phases,
+            ports: facts.collect(),
+            driver_fallback: OnceLock::new(),
+            started_at: Instant::now(),
+            hosts: Vec::new(),
+            token: config.admin.as_ref().and_then(|admin| admin.token.clone()),
+        });
+        let mut shards = Shards::spawn(&config, listeners, shard_count, connections_max, &metrics)?;
+        let started = shards.started().await;
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                shards.post(Mail::Cut);
+                shards.ended(Instant::now() + CUT_TIMEOUT).await?;
+                return Err(match error {
+                    StartError::NoRing(reason) => RunError::NoRing(reason),
+                    StartError::Io(error) => RunError::System(error),
+                });
+            }
+        };
+        // Shards that differ are on a machine short of something; the worse half is what an operator must know.
+        let driver = if started.iter().any(|shard| shard.driver == Driver::Epoll) {
+            Driver::Epoll
+        } else {
+            Driver::IoUring
+        };
+        metrics.set_driver(driver);
+        if let Some(reason) = started.into_iter().find_map(|shard| shard.fallback) {
+            tracing::warn!("io_uring cannot be had, epoll is used instead: {reason}");
+            let _ = state.driver_fallback.set(reason.to_string());
+        }
+        for port_index in 0..config.ports.len() {
+            metrics.port_state(port_index).set_up(shards.has_port(port_index));
+        }
+        phase.send_replace(Phase::Serving);
+        let gateway = Self { shards, phase, state, admin };
+        gateway.announce(&config, driver, shard_count, connections_max);
+        Ok(gateway)
+    }
+
+    /// One line that says what runs.
+    fn announce(&self, config: &Config, driver: Driver, shard_count: usize, connections_max: u32) {
+        let ports = config.ports.iter().zip(&self.state.ports).enumerate();
+        let ports: Vec<String> = ports
+            .filter(|(index, _)| self.shards.has_port(*index))
+            .map(|(_, (port, facts))| {
+                let number = facts.number.to_string();
+                if port.label == number { number } else { format!("{}={number}", port.label) }
+            })
+            .collect();
+        let admin = self.admin.as_ref().and_then(|admin| admin.local_addr().ok());
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            ports = ports.join(","),
+            shards = shard_count,
+            driver = driver.label(),
+            connections_max,
+            admin = admin.map_or_else(|| "none".to_owned(), |address| format!("http://{address}/")),
+            "serving"
+        );
+    }
+
+    /// Serves until a signal, then drains.
+    async fn serve(mut self, signals: &mut Signals) -> Result<(), RunError> {
+        let (stop_admin, mut admin_stops) = watch::channel(());
+        let admin = self.admin.take().map(|listener| {
+            let state = Arc::clone(&self.state);
+            tokio::spawn(admin::serve(listener, state, async move {
+                let _ = admin_stops.changed().await;
+            }))
+        });
+        let outcome = tokio::select! {
+            name = signals.stop() => {
+                tracing::info!(signal = name, "draining: clients are asked to leave; another signal cuts them off");
+                self.drain(signals).await
+            }
+            event = self.shards.next_event() => Err(RunError::ShardEnded { index: ended_index(&event) }),
+        };
+        // Until here, so that the last that a scrape sees is how the drain went.
+        drop(stop_admin);
+        if let Some(admin) = admin {
+            let _ = admin.await;
+        }
+        outcome
+    }
+
+    async fn drain(&mut self, signals: &mut Signals) -> Result<(), RunError> {
+        self.phase.send_replace(Phase::Draining);
+        for port_index in 0..self.state.ports.len() {
+            let port = self.state.metrics.port_state(port_index);
+            port.set_draining(port.is_up());
+        }
+        self.shards.post(Mail::Drain);
+        let is_drained = tokio::select! {
+            ended = self.shards.ended(Instant::now() + DRAIN_TIMEOUT) => ended.is_ok(),
+            name = signals.stop() => {
+                tracing::warn!(signal = name, "cutting off the clients that have not left");
+                false
+            }
+        };
+        if !is_drained {
+            self.shards.post(Mail::Cut);
+            self.shards.ended(Instant::now() + CUT_TIMEOUT).await?;
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn ended_index(event: &Event) -> usize {
+    match event {
+        Event::Started { index, .. } | Event::Ended { index } => *index,
+    }
+}
+
+fn available_cores() -> usize {
+    core_affinity::get_core_ids().map_or(1, |cores| cores.len().max(1))
+}
+
+/// How many connections the gateway takes: one for each descriptor that is left once its own are set aside.
+fn connections_max(config: &Config, descriptors: u64, shard_count: usize) -> u32 {
+    let shard_count = shard_count as u64;
+    let listeners = config.ports.len() as u64 * shard_count;
+    let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_RESERVED_PER_SHARD * shard_count + listeners;
+    // On a machine with hardly any descriptors half of them are better than none.
+    let available = descriptors.saturating_sub(reserved).max(descriptors / 2);
+    u32::try_from(available).unwrap_or(u32::MAX)
+}
+
+/// Binds every port. In the built-in configuration one that cannot be bound is passed over.
+fn bind_ports(config: &Config, shard_count: usize) -> Result<Vec<Option<Listeners>>, RunError> {
+    let mut bound = Vec::new();
+    for port in &config.ports {
+        bound.push(match listen::bind(port.address, port.number, shard_count) {
+            Ok(listeners) => Some(listeners),
+            Err(error) => {
+                let address = configured_address(port).to_string();
+                let error = RunError::Bind { address, port: port.label.clone(), error };
+                if !config.is_built_in {
+                    return Err(error);
+                }
+                tracing::warn!("{error}; going on without it");
+                None
+            }
+        });
+    }
+    if bound.iter().all(Option::is_none) { Err(RunError::NoPort) } else { Ok(bound) }
+}
+
+async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, RunError> {
+    let Some(Admin { listen, .. }) = &config.admin else {
+        return Ok(None);
+    };
+    match TcpListener::bind(listen).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) => {
+            let error = RunError::Admin { address: *listen, error };
+            if !config.is_built_in {
+                return Err(error);
+            }
+            tracing::warn!("{error}; going on without it");
+            Ok(None)
+        }
+    }
+}
+
+fn facts(port: &Port, listeners: Option<&Listeners>) -> PortFacts {
+    let address = listeners.map_or_else(|| configured_address(port), |listeners| listeners.address);
+    PortFacts { number: address.port(), address: address.ip() }
+}
+
+/// Where a port is to listen: at all addresses of both families, unless one was written.
+fn configured_address(port: &Port) -> SocketAddr {
+    SocketAddr::new(port.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port.number)
+}
+
+/// The signals that stop a gateway.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one, and says which it was.
+    async fn stop(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What became of every connection: cells that shards write, merged at scrape.
+//!
+//! A shard asks once for its cells ([`Metrics::port_cells`], [`Metrics::shard_cells`]) and from then on counts
+//! without looking anything up. The control thread reads all of them, for `/metrics` and for the status.
+
+mod cell;
+mod cells;
+mod collector;
+mod families;
+mod labels;
+mod outcome;
+mod process;
+mod totals;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use prometheus::{Registry, TextEncoder};
+
+pub use cell::{Counter, DurationHistogram, Gauge, HistogramTotals, SizeHistogram};
+pub use cells::{PortCells, ShardCells};
+pub use families::{Definition, Family};
+pub use labels::{
+    AcceptErrorReason, CloseCodeLabel, Direction, Driver, FrameKind, Initiator, SlowClientOutcome,
+    StatusClass,
+};
+pub use outcome::{End, HandshakeResult};
+pub use process::ProcessUse;
+pub use totals::PortTotals;
+
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that was built, as `RINGWAY_COMMIT` named it to the compiler.
+pub const COMMIT: &str = match option_env!("RINGWAY_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// The `route` label of requests that no route took. The configuration keeps routes from having this name.
+pub const NO_ROUTE: &str = "none";
+
+/// Every cell of a running gateway, and the registry that exports them.
+pub struct Metrics {
+    sources: Arc<Sources>,
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Cells at zero for every shard and port.
+    ///
+    /// `ports` are the values of the `port` label and `routes` those of the `route` label, each in the order of the
+    /// configuration and each value once; no route is called [`NO_ROUTE`].
+    #[allow(clippy::missing_panics_doc, reason = "the table is constant")]
+    pub fn new(shard_count: usize, ports: Vec<String>, routes: Vec<String>, started: SystemTime) -> Self {
+        let started_timestamp_seconds =
+            started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |duration| duration.as_secs_f64());
+        let ports = ports.into_iter().map(|label| PortSource {
+            label,
+            shards: (0..shard_count).map(|_| Arc::new(PortCells::new(routes.len()))).collect(),
+            state: PortState::default(),
+        });
+        let sources = Arc::new(Sources {
+            ports: ports.collect(),
+            shards: (0..shard_count).map(|_| Arc::default()).collect(),
+            routes,
+            driver: OnceLock::new(),
+            started_timestamp_seconds,
+        });
+        let registry = Registry::new();
+        registry
+            .register(Box::new(collector::ShardCollector::new(Arc::clone(&sources))))
+            .expect("the table names each family once, which a test registers");
+        Self { sources, registry }
+    }
+
+    /// The cells of one port on one shard, for that shard's thread to write.
+    pub fn port_cells(&self, shard_index: usize, port_index: usize) -> Arc<PortCells> {
+        Arc::clone(&self.sources.ports[port_index].shards[shard_index])
+    }
+
+    /// The cells of one shard, for its thread to write.
+    pub fn shard_cells(&self, shard_index: usize) -> Arc<ShardCells> {
+        Arc::clone(&self.sources.shards[shard_index])
+    }
+
+    /// The cells of every shard, to read.
+    pub fn shards(&self) -> &[Arc<ShardCells>] {
+        &self.sources.shards
+    }
+
+    /// Whether one port is up or draining, and its limit; the control thread keeps it.
+    pub fn port_state(&self, port_index: usize) -> &PortState {
+        &self.sources.ports[port_index].state
+    }
+
+    /// What one port counted on all shards, now.
+    pub fn port_totals(&self, port_index: usize) -> PortTotals {
+        self.sources.ports[port_index].totals(&self.sources)
+    }
+
+    /// The `port` labels, in the order of the configuration.
+    pub fn port_labels(&self) -> impl Iterator<Item = &str> {
+        self.sources.ports.iter().map(|port| port.label.as_str())
+    }
+
+    /// Says which driver the shards run on, once it is known. Later calls change nothing: the driver never does.
+    pub fn set_driver(&self, driver: Driver) {
+        self.sources.driver.get_or_init(|| driver);
+    }
+
+    /// Which driver the shards run on, once it is known.
+    pub fn driver(&self) -> Option<Driver> {
+        self.sources.driver.get().copied()
+    }
+
+    /// When the gateway started, in seconds since the Unix epoch.
+    pub fn started_timestamp_seconds(&self) -> f64 {
+        self.sources.started_timestamp_seconds
+    }
+
+    /// Everything in Prometheus's text format ([`prometheus::TEXT_FORMAT`]).
+    #[allow(clippy::missing_panics_doc, reason = "what is encoded is of our own making")]
+    pub fn encode(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .expect("families with series encode, and a string takes every write")
+    }
+}
+
+/// The state of one port as its gauges show it.
+#[derive(Debug, Default)]
+pub struct PortState {
+    is_up: AtomicBool,
+    is_draining: AtomicBool,
+    connections_limit: AtomicU64,
+}
+
+impl PortState {
+    /// Says whether the port accepts connections.
+    pub fn set_up(&self, is_up: bool) {
+        self.is_up.store(is_up, Ordering::Release);
+    }
+
+    /// True exactly while the port accepts connections.
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire)
+    }
+
+    /// Says whether the port asks its clients to leave.
+    pub fn set_draining(&self, is_draining: bool) {
+        self.is_draining.store(is_draining, Ordering::Release);
+    }
+
+    /// True exactly while the port asks its clients to leave.
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
+    }
+
+    /// Says how many connections the port will hold at once, on all shards together.
+    pub fn set_connections_limit(&self, limit: u64) {
+        self.connections_limit.store(limit, Ordering::Release);
+    }
+
+    /// How many connections the port will hold at once, on all shards together.
+    pub fn connections_limit(&self) -> u64 {
+        self.connections_limit.load(Ordering::Acquire)
+    }
+}
+
+/// What the collector reads.
+struct Sources {
+    ports: Vec<PortSource>,
+    shards: Vec<Arc<ShardCells>>,
+    routes: Vec<String>,
+    driver: OnceLock<Driver>,
+    started_timestamp_seconds: f64,
+}
+
+struct PortSource {
+    label: String,
+    shards: Vec<Arc<PortCells>>,
+    state: PortState,
+}
+
+impl PortSource {
+    fn totals(&self, sources: &Sources) -> PortTotals {
+        PortTotals::read(&self.shards, sources.routes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests;

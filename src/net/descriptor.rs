@@ -1,0 +1,65 @@
+//! A descriptor that a task can wait for.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use monoio::net::UnixStream;
+
+/// Anything that polls: a TCP connection, a listener, a timer, the end of a mailbox.
+///
+/// monoio's `TcpStream` carries 72 bytes of socket options for each connection; its `UnixStream` is the bare handle,
+/// eight bytes, and neither the ring nor epoll asks what kind of socket a descriptor is.
+#[derive(Debug)]
+pub struct Descriptor {
+    handle: UnixStream,
+}
+
+impl Descriptor {
+    /// Takes the descriptor over for the runtime of the calling thread.
+    ///
+    /// # Errors
+    /// Where epoll refuses it; the ring never does.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        UnixStream::from_std(descriptor.into()).map(|handle| Self { handle })
+    }
+
+    /// Waits until a read would not block: there are bytes, the end, or an error to collect. Holds no buffer.
+    ///
+    /// # Errors
+    /// Where the poll fails; the descriptor is then of no more use.
+    pub async fn readable(&self) -> io::Result<()> {
+        // Not relaxed: epoll's remembered readiness may be stale, as receives go past monoio.
+        self.handle.readable(false).await
+    }
+
+    /// Waits until a write would not block.
+    ///
+    /// # Errors
+    /// Where the poll fails.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.handle.writable(false).await
+    }
+
+    /// Closes the descriptor before this returns.
+    ///
+    /// # Panics
+    /// Where an operation on it has not ended.
+    pub fn close_now(self) {
+        let raw = self.handle.into_raw_fd();
+        // SAFETY: the handle has just given its ownership of this open descriptor up to us.
+        #[allow(unsafe_code, reason = "monoio's handles give back raw descriptors alone")]
+        let descriptor = unsafe { OwnedFd::from_raw_fd(raw) };
+        drop(descriptor);
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let raw = self.handle.as_raw_fd();
+        // SAFETY: the handle owns the descriptor, keeps it open while it lives, and the borrow lives no longer.
+        #[allow(unsafe_code, reason = "monoio's handles implement AsRawFd alone")]
+        unsafe {
+            BorrowedFd::borrow_raw(raw)
+        }
+    }
+}

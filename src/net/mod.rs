@@ -1,0 +1,13 @@
+//! Sockets, rings, buffers and the clock: the only floor that touches them, and the only one with unsafe code.
+
+pub mod accept;
+pub mod clock;
+pub mod contain;
+pub mod descriptor;
+pub mod driver;
+pub mod limits;
+pub mod listen;
+pub mod scratch;
+pub mod stream;
+pub mod timers;
+pub mod wake;

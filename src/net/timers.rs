@@ -1,0 +1,218 @@
+//! Deadlines on a coarse clock: one sweep for all connections of a shard.
+//!
+//! A connection's deadline is four bytes in a table that the sweep reads through; a timer of the runtime for each
+//! would cost over a kilobyte. Time is counted in ticks of [`TICK`], so a deadline passes up to one tick late.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::clock;
+
+/// The length of a tick.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Ticks in a second.
+pub const TICKS_PER_S: Tick = 10;
+/// A deadline that never passes.
+pub const NEVER: Tick = Tick::MAX;
+
+/// Ticks since the shard started; a shard's clock stops after 13 years.
+pub type Tick = u32;
+
+/// The deadlines of one shard.
+#[derive(Debug)]
+pub struct Timers {
+    origin: Instant,
+    now: Cell<Tick>,
+    slots: RefCell<Slots>,
+}
+
+/// Deadlines lie side by side, apart from the wakers, so that a sweep over thousands reads a few kilobytes.
+#[derive(Debug, Default)]
+struct Slots {
+    deadlines: Vec<Tick>,
+    wakers: Vec<Option<Waker>>,
+    free: Vec<u32>,
+}
+
+/// One deadline; freed when dropped.
+#[derive(Debug)]
+pub struct Timer {
+    timers: Rc<Timers>,
+    slot: u32,
+}
+
+impl Timers {
+    /// A clock that begins now.
+    pub fn new() -> Rc<Self> {
+        // Tick 0 is never shown, so that it can stand for "has not happened".
+        let origin = clock::now().checked_sub(TICK).unwrap_or_else(clock::now);
+        let timers = Self { origin, now: Cell::new(1), slots: RefCell::default() };
+        Rc::new(timers)
+    }
+
+    /// The time as of the last sweep.
+    pub fn now(&self) -> Tick {
+        self.now.get()
+    }
+
+    /// When the clock began: exact times are told from here.
+    pub fn origin(&self) -> Instant {
+        self.origin
+    }
+
+    /// The first tick by which `wait` ticks have wholly passed.
+    pub fn after(&self, wait: Tick) -> Tick {
+        // One more, as the present tick may be nearly over.
+        self.now().saturating_add(wait).saturating_add(1)
+    }
+
+    /// Sets the clock and wakes every task whose deadline has passed.
+    pub fn sweep(&self, time: Instant) {
+        let elapsed = time.saturating_duration_since(self.origin).as_millis() / TICK.as_millis();
+        let now = Tick::try_from(elapsed).unwrap_or(NEVER - 1).max(1);
+        self.now.set(now);
+        let mut slots = self.slots.borrow_mut();
+        let Slots { deadlines, wakers, .. } = &mut *slots;
+        for (index, deadline) in deadlines.iter().enumerate() {
+            if *deadline <= now
+                && let Some(waker) = wakers[index].take()
+            {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Wakes every task that waits under a deadline, as if it had passed: something changed that all must hear of.
+    pub fn wake_all(&self) {
+        for waker in &mut self.slots.borrow_mut().wakers {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// A new deadline that never passes.
+    pub fn timer(self: &Rc<Self>) -> Timer {
+        let mut slots = self.slots.borrow_mut();
+        let slot = match slots.free.pop() {
+            Some(slot) => slot,
+            None => {
+                slots.deadlines.push(NEVER);
+                slots.wakers.push(None);
+                u32::try_from(slots.deadlines.len() - 1).expect("a process has fewer than 2^32 descriptors")
+            }
+        };
+        Timer { timers: Rc::clone(self), slot }
+    }
+}
+
+impl Timer {
+    /// Moves the deadline.
+    pub fn set(&self, deadline: Tick) {
+        self.timers.slots.borrow_mut().deadlines[self.slot as usize] = deadline;
+    }
+
+    /// The deadline.
+    pub fn deadline(&self) -> Tick {
+        self.timers.slots.borrow().deadlines[self.slot as usize]
+    }
+
+    /// Whether the deadline has passed.
+    pub fn is_due(&self) -> bool {
+        self.deadline() <= self.timers.now()
+    }
+
+    /// The clock that this deadline is on.
+    pub fn timers(&self) -> &Rc<Timers> {
+        &self.timers
+    }
+
+    /// Runs `future` until it is ready, the deadline has passed, or `interrupted` says so after a wake.
+    ///
+    /// The future is kept: where it may hold data, it can be waited for again.
+    pub async fn race<F: Future>(
+        &self,
+        mut future: Pin<&mut F>,
+        interrupted: impl Fn() -> bool,
+    ) -> Option<F::Output> {
+        poll_fn(|context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            let mut slots = self.timers.slots.borrow_mut();
+            let slot = self.slot as usize;
+            if slots.deadlines[slot] <= self.timers.now() || interrupted() {
+                return Poll::Ready(None);
+            }
+            match &mut slots.wakers[slot] {
+                Some(waker) if waker.will_wake(context.waker()) => {}
+                waker => *waker = Some(context.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let slot = self.slot as usize;
+        let waker = {
+            let mut slots = self.timers.slots.borrow_mut();
+            slots.deadlines[slot] = NEVER;
+            slots.free.push(self.slot);
+            slots.wakers[slot].take()
+        };
+        // Dropped outside the borrow: the last reference to a task may drop the task.
+        drop(waker);
+    }
+}
+
+/// How many ticks a timeout takes, rounded up.
+pub fn ticks(timeout: Duration) -> Tick {
+    Tick::try_from(timeout.as_millis().div_ceil(TICK.as_millis())).unwrap_or(NEVER - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(timers: &Timers, tick: Tick) -> Instant {
+        timers.origin() + TICK * tick
+    }
+
+    #[test]
+    fn a_deadline_is_due_from_its_tick_on() {
+        let timers = Timers::new();
+        let timer = timers.timer();
+        timer.set(5);
+        timers.sweep(at(&timers, 4));
+        assert!(!timer.is_due());
+        timers.sweep(at(&timers, 5));
+        assert!(timer.is_due());
+    }
+
+    #[test]
+    fn slots_are_used_again() {
+        let timers = Timers::new();
+        let first = timers.timer();
+        let second = timers.timer();
+        drop(first);
+        let third = timers.timer();
+        assert_eq!(timers.slots.borrow().deadlines.len(), 2);
+        assert_eq!(third.deadline(), NEVER);
+        drop((second, third));
+    }
+
+    #[test]
+    fn timeouts_are_rounded_up() {
+        assert_eq!(ticks(Duration::from_millis(1)), 1);
+        assert_eq!(ticks(TICK), 1);
+        assert_eq!(ticks(TICK + Duration::from_millis(1)), 2);
+        assert_eq!(ticks(Duration::MAX), NEVER - 1);
+    }
+}

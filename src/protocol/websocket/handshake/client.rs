@@ -1,0 +1,241 @@
+//! The client's side of the opening handshake (RFC 6455 section 4.1): for upstreams, probes and the load generator.
+
+use std::fmt;
+
+use super::{EXTENSIONS_FIELD, SUBPROTOCOL_FIELD, accept_key, base64};
+use crate::protocol::http::{
+    field_storage,
+    refusal::Refusal,
+    request::Version,
+    response::{self, ResponseHead},
+    scan::HeadScan,
+};
+
+/// The largest response head that [`ClientRequest::verify_response`] reads, in bytes. Servers answer in a few hundred.
+pub const RESPONSE_HEAD_SIZE_MAX: usize = 16_384;
+
+/// The most fields that a response head may have for [`ClientRequest::verify_response`].
+pub const RESPONSE_FIELD_COUNT_MAX: usize = 100;
+
+/// An opening handshake as a client sends it (RFC 6455 section 4.1).
+#[derive(Clone, Copy, Debug)]
+pub struct ClientRequest<'a> {
+    /// Path and query, beginning with a slash.
+    pub target: &'a str,
+    /// Host, and the port where it is not the default one.
+    pub host: &'a str,
+    /// 16 random bytes, new for each handshake.
+    pub key: [u8; 16],
+    /// What to offer, best first: tokens, none twice.
+    pub subprotocols: &'a [&'a str],
+    /// Further fields: names that are tokens, values without control bytes.
+    pub fields: &'a [(&'a str, &'a str)],
+}
+
+/// The answer that accepted an opening handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified<'a> {
+    /// The size of the response head in bytes. What follows are frames.
+    pub head_size: usize,
+    /// The subprotocol that the server chose of those offered.
+    pub subprotocol: Option<&'a str>,
+}
+
+/// Why a response does not accept an opening handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseFault {
+    /// It is no response of HTTP/1.1, or a malformed one.
+    Malformed,
+    /// Its head exceeds [`RESPONSE_HEAD_SIZE_MAX`] or [`RESPONSE_FIELD_COUNT_MAX`].
+    TooLarge,
+    /// Another status than 101.
+    Status {
+        /// The status code.
+        status: u16,
+    },
+    /// `Upgrade` is not websocket, once.
+    Upgrade,
+    /// `Connection` does not list upgrade.
+    Connection,
+    /// `Sec-WebSocket-Accept` is not the answer to the key, once.
+    Accept,
+    /// A subprotocol that was not offered, or more than one.
+    Subprotocol,
+    /// An extension, where none was offered.
+    Extension,
+}
+
+impl<'a> ClientRequest<'a> {
+    /// Appends the request.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        for part in ["GET ", self.target, " HTTP/1.1\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        response::append_field(out, "Host", self.host);
+        out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ");
+        out.extend_from_slice(&base64::<24>(&self.key));
+        out.extend_from_slice(b"\r\nSec-WebSocket-Version: 13\r\n");
+        for subprotocol in self.subprotocols {
+            response::append_field(out, "Sec-WebSocket-Protocol", subprotocol);
+        }
+        for (name, value) in self.fields {
+            response::append_field(out, name, value);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Verifies the response to this request (RFC 6455 section 4.1), strictly.
+    ///
+    /// `received` is everything since the connection was opened; `None` where more must come. Each call begins
+    /// at the first byte again, which [`RESPONSE_HEAD_SIZE_MAX`] bounds.
+    ///
+    /// # Errors
+    /// [`ResponseFault`]: the WebSocket has failed, and nothing that follows is a frame.
+    pub fn verify_response(&self, received: &[u8]) -> Result<Option<Verified<'a>>, ResponseFault> {
+        let mut scan = HeadScan::new(RESPONSE_HEAD_SIZE_MAX, RESPONSE_FIELD_COUNT_MAX);
+        let head_size = match scan.scan(received) {
+            Ok(Some(size)) => size,
+            Ok(None) => return Ok(None),
+            Err(Refusal::HeadTooLarge | Refusal::TooManyFields | Refusal::TargetTooLong) => {
+                return Err(ResponseFault::TooLarge);
+            }
+            Err(_) => return Err(ResponseFault::Malformed),
+        };
+        let mut storage = field_storage();
+        let head = ResponseHead::parse(&received[..head_size], &mut storage)
+            .map_err(|_| ResponseFault::Malformed)?;
+        if head.version != Version::Http11 {
+            return Err(ResponseFault::Malformed);
+        }
+        if head.status != 101 {
+            return Err(ResponseFault::Status { status: head.status });
+        }
+        if !only(head.values("upgrade")).is_some_and(|value| value.eq_ignore_ascii_case(b"websocket")) {
+            return Err(ResponseFault::Upgrade);
+        }
+        if !head.list("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade")) {
+            return Err(ResponseFault::Connection);
+        }
+        if only(head.values("sec-websocket-accept")) != Some(&accept_key(&base64::<24>(&self.key))) {
+            return Err(ResponseFault::Accept);
+        }
+        if head.values(EXTENSIONS_FIELD).next().is_some() {
+            return Err(ResponseFault::Extension);
+        }
+        let subprotocol = if head.values(SUBPROTOCOL_FIELD).next().is_some() {
+            let chosen = only(head.values(SUBPROTOCOL_FIELD)).ok_or(ResponseFault::Subprotocol)?;
+            let offered = self.subprotocols.iter().find(|offered| offered.as_bytes() == chosen);
+            Some(*offered.ok_or(ResponseFault::Subprotocol)?)
+        } else {
+            None
+        };
+        Ok(Some(Verified { head_size, subprotocol }))
+    }
+}
+
+impl fmt::Display for ResponseFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Malformed => "the response is not HTTP/1.1",
+            Self::TooLarge => "the head of the response is too large",
+            Self::Status { status } => return write!(formatter, "the server answered {status}, not 101"),
+            Self::Upgrade => "Upgrade in the response is not websocket",
+            Self::Connection => "Connection in the response does not list Upgrade",
+            Self::Accept => "Sec-WebSocket-Accept does not answer the key",
+            Self::Subprotocol => "the server chose a subprotocol that was not offered",
+            Self::Extension => "the server chose an extension, and none was offered",
+        })
+    }
+}
+
+impl std::error::Error for ResponseFault {}
+
+/// The one value there is, if there is one and no more.
+fn only<'h>(mut values: impl Iterator<Item = &'h [u8]>) -> Option<&'h [u8]> {
+    let first = values.next()?;
+    values.next().is_none().then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{
+        http::request::RequestHead,
+        websocket::handshake::{Request, judge, write_accept},
+    };
+
+    /// The key below as it stands in a field: the example of RFC 6455 section 1.3.
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+    const CLIENT: ClientRequest<'_> = ClientRequest {
+        target: "/chat?a=b",
+        host: "server.example:81",
+        key: *b"the sample nonce",
+        subprotocols: &["chat", "superchat"],
+        fields: &[("Origin", "http://a.example")],
+    };
+
+    #[test]
+    fn what_our_client_sends_our_server_accepts() {
+        let mut out = Vec::new();
+        CLIENT.write(&mut out);
+        assert!(std::str::from_utf8(&out).unwrap().contains(&format!("\r\nSec-WebSocket-Key: {KEY}\r\n")));
+        assert_eq!(HeadScan::new(16_384, 100).scan(&out), Ok(Some(out.len())));
+        let mut storage = field_storage();
+        let head = RequestHead::parse(&out, &mut storage).unwrap();
+        assert_eq!((head.path(), head.query(), head.host()), ("/chat", Some("a=b"), "server.example"));
+        let Ok(Request::Opening(opening)) = judge(&head) else { panic!("it is no opening handshake") };
+        assert_eq!(opening.key(), KEY.as_bytes());
+        assert_eq!(opening.origin(), Some(&b"http://a.example"[..]));
+        assert_eq!(opening.subprotocols().collect::<Vec<_>>(), ["chat", "superchat"]);
+    }
+
+    #[test]
+    fn a_response_is_verified_when_its_last_byte_has_come() {
+        for subprotocol in [None, Some("superchat")] {
+            let mut out = Vec::new();
+            write_accept(&mut out, KEY.as_bytes(), subprotocol);
+            let head_size = out.len();
+            for size in 0..head_size {
+                assert_eq!(CLIENT.verify_response(&out[..size]), Ok(None));
+            }
+            out.extend_from_slice(b"\x81\x00\x00\n");
+            assert_eq!(CLIENT.verify_response(&out), Ok(Some(Verified { head_size, subprotocol })));
+        }
+    }
+
+    #[test]
+    fn a_response_that_breaks_a_rule_is_not_verified() {
+        let mut out = Vec::new();
+        write_accept(&mut out, KEY.as_bytes(), Some("chat"));
+        let good = String::from_utf8(out).unwrap();
+        for (from, to, fault) in [
+            ("HTTP/1.1 101", "HTTP/1.1 200", ResponseFault::Status { status: 200 }),
+            ("HTTP/1.1 101", "HTTP/1.1 100", ResponseFault::Status { status: 100 }),
+            ("HTTP/1.1 101", "HTTP/1.0 101", ResponseFault::Malformed),
+            ("HTTP/1.1 101", "HTTP/2.0 101", ResponseFault::Malformed),
+            ("\r\nUpgrade:", "\nUpgrade:", ResponseFault::Malformed),
+            ("Upgrade: websocket", "Upgrade: websocket, h2c", ResponseFault::Upgrade),
+            ("Upgrade: websocket\r\n", "", ResponseFault::Upgrade),
+            ("Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: websocket", ResponseFault::Upgrade),
+            ("Connection: Upgrade", "Connection: close", ResponseFault::Connection),
+            ("Accept: s3p", "Accept: S3p", ResponseFault::Accept),
+            ("Sec-WebSocket-Accept:", "Sec-WebSocket-Accepted:", ResponseFault::Accept),
+            ("xOo=\r\n", "xOo=\r\nSec-WebSocket-Accept: x\r\n", ResponseFault::Accept),
+            ("Protocol: chat", "Protocol: Chat", ResponseFault::Subprotocol),
+            ("Protocol: chat", "Protocol:", ResponseFault::Subprotocol),
+            ("Protocol: chat", "Protocol: chat, superchat", ResponseFault::Subprotocol),
+            ("Protocol: chat", "Protocol: chat\r\nSec-WebSocket-Protocol: chat", ResponseFault::Subprotocol),
+            ("Protocol: chat", "Extensions: permessage-deflate", ResponseFault::Extension),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            assert_eq!(CLIENT.verify_response(bad.as_bytes()), Err(fault), "{bad}");
+        }
+        let long = format!("HTTP/1.1 101 {}", "x".repeat(RESPONSE_HEAD_SIZE_MAX));
+        assert_eq!(CLIENT.verify_response(long.as_bytes()), Err(ResponseFault::TooLarge));
+        let lenient =
+            good.replace("websocket", "WebSocket").replace("Connection: Upgrade", "connection: x, upgrade");
+        assert!(CLIENT.verify_response(lenient.as_bytes()).is_ok_and(|verified| verified.is_some()));
+    }
+}

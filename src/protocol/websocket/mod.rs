@@ -1,0 +1,13 @@
+//! The WebSocket protocol (RFC 6455) as state machines: bytes in, events out, replies into what is lent.
+
+pub mod close;
+pub mod endpoint;
+pub mod exchange;
+pub mod frame;
+pub mod handshake;
+pub mod keepalive;
+pub mod mask;
+pub mod rate;
+pub mod utf8;
+pub mod violation;
+pub mod walker;

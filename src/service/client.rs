@@ -1,0 +1,105 @@
+//! A client's connection, and how it is written to and let go.
+
+use std::pin::pin;
+use std::rc::Rc;
+
+use super::life::Life;
+use super::place::{Phase, Resources};
+use crate::metrics::{End, SlowClientOutcome};
+use crate::net::stream::{Gone, Received, Stream};
+use crate::net::timers::{Tick, Timer};
+
+/// A client's connection: its bytes, its deadline and its entry in the books.
+///
+/// Fields are dropped in order: the descriptor is handed to be closed before the end is counted.
+#[derive(Debug)]
+pub struct Client {
+    /// Its bytes.
+    pub stream: Stream,
+    /// Its one deadline; what passes with it depends on what the connection is doing.
+    pub timer: Timer,
+    /// Its entry in the books.
+    pub life: Life,
+}
+
+/// What a wait for a client ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// There is something to receive.
+    Readable,
+    /// The deadline passed, or the shard moved on to another phase.
+    Due,
+}
+
+impl Client {
+    /// What the shard lends.
+    pub fn resources(&self) -> &Rc<Resources> {
+        &self.life.port().resources
+    }
+
+    /// Waits for bytes, for the deadline, or for the shard to leave `phase`. Holds no buffer.
+    pub async fn wait(&self, phase: Phase) -> Wake {
+        let resources = self.resources();
+        let readable = pin!(self.stream.readable());
+        match self.timer.race(readable, || resources.phase() != phase).await {
+            Some(()) => Wake::Readable,
+            None => Wake::Due,
+        }
+    }
+
+    /// Sends what the socket had no room for, within `timeout`.
+    ///
+    /// # Errors
+    /// How the connection ended instead.
+    pub async fn flush(&self, unsent: &[u8], timeout: Tick) -> Result<(), End> {
+        let cells = &self.life.port().cells;
+        cells.send_queue_bytes.add(unsent.len() as u64);
+        let outcome = self.flush_rest(unsent, timeout).await;
+        cells.send_queue_bytes.sub(unsent.len() as u64);
+        match outcome {
+            Ok(()) => cells.slow_client(SlowClientOutcome::Recovered),
+            Err(End::SlowClient) => cells.slow_client(SlowClientOutcome::Cut),
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    async fn flush_rest(&self, mut unsent: &[u8], timeout: Tick) -> Result<(), End> {
+        let resources = self.resources();
+        // A deadline for the whole, which a client that takes a byte at a time does not move.
+        self.timer.set(resources.timers.after(timeout));
+        while !unsent.is_empty() {
+            let writable = pin!(self.stream.writable());
+            let is_cut = || resources.phase() == Phase::Cutting;
+            if self.timer.race(writable, is_cut).await.is_none() {
+                return Err(if is_cut() { End::Shutdown } else { End::SlowClient });
+            }
+            let sent = self.stream.send_now(unsent).map_err(|Gone| End::ClientGone)?;
+            unsent = &unsent[sent..];
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more will be sent, and discards what still comes until the client is done too.
+    ///
+    /// Closing a socket with bytes unread resets the connection, and the reset can destroy what was sent last before
+    /// the client reads it (RFC 6455 section 7.1.1, RFC 9112 section 9.6). So the client ends it, within the deadline
+    /// that the timer already has.
+    pub async fn linger(&self) {
+        self.stream.finish();
+        let resources = self.resources();
+        loop {
+            loop {
+                match self.stream.receive_now(&mut resources.scratch.lend()) {
+                    Received::Bytes(_) if !self.timer.is_due() => {}
+                    Received::Nothing => break,
+                    Received::Bytes(_) | Received::End => return,
+                }
+            }
+            let readable = pin!(self.stream.readable());
+            if self.timer.race(readable, || resources.phase() == Phase::Cutting).await.is_none() {
+                return;
+            }
+        }
+    }
+}

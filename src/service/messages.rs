@@ -1,0 +1,443 @@
+//! An open WebSocket connection in messages mode: reads, replies, pings, and the closing handshake.
+//!
+//! While nothing arrives the connection holds no buffer: it waits for readiness, receives into the shard's scratch,
+//! composes the replies where the frames stood, and sends them before it waits again. What cannot be sent at once is
+//! kept and nothing is read until it is gone; that is all the backpressure there is.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::client::{Client, Wake};
+use super::echo;
+use super::place::{Phase, Place};
+use crate::metrics::{Direction, End, FrameKind, Initiator, PortCells};
+use crate::net::clock;
+use crate::net::stream::{Gone, Received};
+use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::endpoint::{Endpoint, Event};
+use crate::protocol::websocket::exchange::{Exchange, Outgoing, Payload};
+use crate::protocol::websocket::frame::{self, Opcode, Tally};
+use crate::protocol::websocket::keepalive::{Due, Keepalive};
+use crate::protocol::websocket::rate::Allowance;
+use crate::protocol::websocket::violation::Violation;
+
+/// An open connection whose messages a service answers.
+#[derive(Debug)]
+pub struct Messages {
+    client: Client,
+    place: Rc<Place>,
+    keepalive: Keepalive,
+    /// What is unfinished between reads; `None` at a message boundary, which is nearly always.
+    endpoint: Option<Box<Endpoint>>,
+    /// What the client may still send, where that is limited.
+    allowance: Option<Box<Allowance>>,
+}
+
+/// How to go on after a read.
+enum Turn {
+    /// Wait for more.
+    Wait,
+    /// Send this first.
+    Flush { unsent: Unsent, then: Next },
+    /// Nothing is left to send.
+    Next(Next),
+}
+
+/// Replies that the socket had no room for.
+struct Unsent {
+    bytes: Vec<u8>,
+    /// How many of the bytes were sent.
+    sent: usize,
+}
+
+/// What follows once everything is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Wait for more.
+    Wait,
+    /// Both sides have sent their Close, or ours answered a violation: let the client end the TCP connection.
+    Linger(End),
+    /// The connection is over.
+    End(End),
+}
+
+/// What a read held besides what the service answered.
+enum Heard {
+    /// Nothing that ends the connection.
+    Nothing,
+    /// The client's Close.
+    Close(Option<CloseCode>),
+}
+
+impl Messages {
+    /// Takes over a client whose opening handshake has just been answered.
+    pub fn new(client: Client, place: Rc<Place>) -> Self {
+        let now = client.resources().timers.now();
+        let rates = &place.rates;
+        let is_limited = rates.frames_per_s != 0 || rates.bytes_per_s != 0;
+        let allowance = is_limited.then(|| Box::new(Allowance::new(rates, now)));
+        let keepalive = Keepalive::new(now);
+        client.timer.set(match keepalive.due(&place.patience, now) {
+            Due::At(tick) => tick,
+            // Nothing can be due on a connection that has just opened, but a look at the clock does no harm.
+            Due::Ping | Due::PongTimeout | Due::Idle => now,
+        });
+        Self { client, keepalive, endpoint: None, allowance, place }
+    }
+
+    /// Serves the connection to its end.
+    ///
+    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent.
+    pub async fn serve(mut self, early: Option<Box<[u8]>>) {
+        let end = self.run(early).await;
+        self.client.life.end(end);
+    }
+
+    async fn run(&mut self, early: Option<Box<[u8]>>) -> End {
+        if let Some(mut bytes) = early {
+            let turn = self.answer_and_send(&mut bytes);
+            if let Some(end) = Box::pin(self.settle(turn)).await {
+                return end;
+            }
+        }
+        loop {
+            if self.is_due()
+                && let Some(end) = Box::pin(self.attend()).await
+            {
+                return end;
+            }
+            if self.client.wait(Phase::Serving).await == Wake::Readable {
+                match self.turn() {
+                    Turn::Wait => {}
+                    turn => {
+                        if let Some(end) = Box::pin(self.settle(turn)).await {
+                            return end;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Receives once and answers what came.
+    fn turn(&mut self) -> Turn {
+        let place = Rc::clone(&self.place);
+        let mut scratch = place.resources().scratch.lend();
+        match self.client.stream.receive_now(&mut scratch) {
+            Received::Bytes(size) => self.answer_and_send(&mut scratch[..size]),
+            Received::Nothing => Turn::Wait,
+            Received::End => Turn::Next(Next::End(End::ClientGone)),
+        }
+    }
+
+    /// Answers the bytes of one read, with one send wherever the socket has room.
+    fn answer_and_send(&mut self, bytes: &mut [u8]) -> Turn {
+        let (outgoing, next) = self.answer(bytes);
+        let cells = self.place.cells();
+        cells.wire_bytes(Direction::Received).add(bytes.len() as u64);
+        cells.wire_bytes(Direction::Sent).add(outgoing.size() as u64);
+        let unsent = match self.send(bytes, outgoing) {
+            Ok(unsent) => unsent,
+            // The peer is gone. If it closed in order and did not wait for our answer, that was an end in order.
+            Err(Gone) => {
+                return Turn::Next(Next::End(if next == Next::Wait { End::ClientGone } else { next.end() }));
+            }
+        };
+        match (unsent, next) {
+            (None, Next::Wait) => Turn::Wait,
+            (None, next) => Turn::Next(next),
+            (Some(unsent), then) => Turn::Flush { unsent, then },
+        }
+    }
+
+    /// Runs the endpoint over the bytes of one read and composes the replies.
+    #[inline]
+    fn answer(&mut self, bytes: &mut [u8]) -> (Outgoing, Next) {
+        let now = self.client.resources().timers.now();
+        self.keepalive.hear(now);
+        let mut fresh = Endpoint::new();
+        let endpoint = self.endpoint.as_deref_mut().unwrap_or(&mut fresh);
+        let mut exchange = Exchange::new(bytes);
+        let outcome = converse(endpoint, &mut exchange, &self.place, &mut self.keepalive.awaits_pong);
+        let outcome = match (&mut self.allowance, outcome) {
+            (Some(allowance), Ok(Heard::Nothing)) => {
+                allowance.take(&self.place.rates, &exchange.received, now).map(|()| Heard::Nothing)
+            }
+            (_, outcome) => outcome,
+        };
+        let next = match outcome {
+            Ok(Heard::Nothing) => Next::Wait,
+            Ok(Heard::Close(code)) => {
+                exchange.reply_close(code, "");
+                self.place.cells().close(Initiator::Client, code);
+                Next::Linger(End::Closed)
+            }
+            Err(violation) => self.refuse(violation, &mut exchange),
+        };
+        if exchange.received.messages > 0 {
+            self.keepalive.message = now;
+        }
+        let cells = self.place.cells();
+        count(cells, Direction::Received, &exchange.received);
+        count(cells, Direction::Sent, &exchange.replied);
+        let outgoing = exchange.finish();
+        if fresh.is_at_rest() {
+            if self.endpoint.as_deref().is_some_and(Endpoint::is_at_rest) {
+                self.endpoint = None;
+            }
+        } else {
+            self.endpoint = Some(Box::new(fresh));
+        }
+        (outgoing, next)
+    }
+
+    /// Answers a broken rule with its Close.
+    fn refuse(&self, violation: Violation, exchange: &mut Exchange<'_>) -> Next {
+        let cells = self.place.cells();
+        cells.violation(violation.kind());
+        cells.close(Initiator::Gateway, Some(violation.close_code()));
+        exchange.reply_close(Some(violation.close_code()), violation.kind().label());
+        Next::Linger(match violation {
+            Violation::FrameTooBig { .. } | Violation::MessageTooBig { .. } => End::MessageTooBig,
+            _ => End::Violation,
+        })
+    }
+
+    /// Sends the replies of a read, and returns what the socket had no room for.
+    #[inline]
+    fn send(&self, bytes: &[u8], outgoing: Outgoing) -> Result<Option<Unsent>, Gone> {
+        let in_place = &bytes[outgoing.in_place];
+        if !in_place.is_empty() {
+            let sent = self.client.stream.send_now(in_place)?;
+            if sent < in_place.len() {
+                return Ok(Some(Unsent { bytes: [&in_place[sent..], &outgoing.spill].concat(), sent: 0 }));
+            }
+        }
+        if outgoing.spill.is_empty() {
+            return Ok(None);
+        }
+        let sent = self.client.stream.send_now(&outgoing.spill)?;
+        // A message of megabytes stays where it is.
+        Ok((sent < outgoing.spill.len()).then_some(Unsent { bytes: outgoing.spill, sent }))
+    }
+
+    /// Does what a turn left to do; the end, if that was it.
+    async fn settle(&mut self, turn: Turn) -> Option<End> {
+        let next = match turn {
+            Turn::Wait => Next::Wait,
+            Turn::Next(next) => next,
+            Turn::Flush { unsent, then } => {
+                match self.client.flush(&unsent.bytes[unsent.sent..], self.place.write_timeout).await {
+                    Ok(()) => {
+                        // The deadline was the flush's; the next look at the clock sets it again.
+                        self.client.timer.set(0);
+                        then
+                    }
+                    Err(end) => Next::End(end),
+                }
+            }
+        };
+        match next {
+            Next::Wait => None,
+            Next::Linger(end) => {
+                self.client.timer.set(self.client.resources().timers.after(self.place.close_timeout));
+                self.client.linger().await;
+                Some(end)
+            }
+            Next::End(end) => Some(end),
+        }
+    }
+
+    /// Whether the clock or the shard wants something.
+    fn is_due(&self) -> bool {
+        self.client.timer.is_due() || self.client.resources().phase() != Phase::Serving
+    }
+
+    /// Does what the clock or the shard wants; the end, if that was it.
+    async fn attend(&mut self) -> Option<End> {
+        match self.client.resources().phase() {
+            Phase::Serving => {}
+            Phase::Draining => return Some(self.close(CloseCode::GOING_AWAY, End::Drained).await),
+            Phase::Cutting => return Some(End::Shutdown),
+        }
+        let now = self.client.resources().timers.now();
+        match self.keepalive.due(&self.place.patience, now) {
+            Due::At(tick) => {
+                self.client.timer.set(tick);
+                None
+            }
+            Due::Ping => {
+                self.keepalive.ping(now);
+                self.client.timer.set(self.client.resources().timers.after(self.place.patience.pong_within));
+                let ping = ping_payload(self.elapsed_us());
+                self.send_frame(Opcode::Ping, &ping).await.err()
+            }
+            Due::PongTimeout => {
+                // Whoever does not answer pings will hardly answer a Close; it is told, and not waited for.
+                self.place.cells().close(Initiator::Gateway, Some(CloseCode::INTERNAL_ERROR));
+                let mut payload = CloseCode::INTERNAL_ERROR.get().to_be_bytes().to_vec();
+                payload.extend_from_slice(b"ping timeout");
+                let mut frame = Vec::new();
+                frame::append(&mut frame, Opcode::Close, true, &payload, None);
+                let _ = self.client.stream.send_now(&frame);
+                self.client.stream.finish();
+                Some(End::PongTimeout)
+            }
+            Due::Idle => Some(self.close(CloseCode::GOING_AWAY, End::Idle).await),
+        }
+    }
+
+    /// Begins the closing handshake and waits for the client's part (RFC 6455 section 7.1.2).
+    async fn close(&mut self, code: CloseCode, end: End) -> End {
+        self.place.cells().close(Initiator::Gateway, Some(code));
+        let deadline = self.client.resources().timers.after(self.place.close_timeout);
+        if let Err(end) = self.send_frame(Opcode::Close, &code.get().to_be_bytes()).await {
+            return end;
+        }
+        let mut endpoint = self.endpoint.take().unwrap_or_default();
+        endpoint.close_sent();
+        self.client.timer.set(deadline);
+        let phase = self.client.resources().phase();
+        loop {
+            let heard = self.discard_until_close(&mut endpoint);
+            match heard {
+                Some(Ok(())) => {
+                    self.client.linger().await;
+                    return end;
+                }
+                Some(Err(instead)) => return instead,
+                None if self.client.timer.is_due() => break,
+                None => {}
+            }
+            if self.client.wait(phase).await == Wake::Due && self.client.resources().phase() == Phase::Cutting
+            {
+                return End::Shutdown;
+            }
+        }
+        // The client had its time. It was asked to leave and did not.
+        match end {
+            End::Drained => End::Shutdown,
+            end => end,
+        }
+    }
+
+    /// Receives once while the client's Close is awaited: `Ok` once it has come.
+    fn discard_until_close(&self, endpoint: &mut Endpoint) -> Option<Result<(), End>> {
+        let mut scratch = self.place.resources().scratch.lend();
+        let size = match self.client.stream.receive_now(&mut scratch) {
+            Received::Bytes(size) => size,
+            Received::Nothing => return None,
+            Received::End => return Some(Err(End::ClientGone)),
+        };
+        let cells = self.place.cells();
+        cells.wire_bytes(Direction::Received).add(size as u64);
+        let mut exchange = Exchange::new(&mut scratch[..size]);
+        let event = endpoint.receive(&self.place.rules, &mut exchange);
+        count(cells, Direction::Received, &exchange.received);
+        match event {
+            Ok(Some(_)) => Some(Ok(())),
+            Ok(None) => None,
+            // Nothing is sent after a Close, so the rule that was broken is counted and that is all.
+            Err(violation) => {
+                cells.violation(violation.kind());
+                Some(Err(End::Violation))
+            }
+        }
+    }
+
+    /// Sends one frame of our own.
+    async fn send_frame(&self, opcode: Opcode, payload: &[u8]) -> Result<(), End> {
+        let mut frame = Vec::with_capacity(payload.len() + 2);
+        frame::append(&mut frame, opcode, true, payload, None);
+        let cells = self.place.cells();
+        cells.frames(Direction::Sent, frame_kind(opcode)).increment();
+        cells.payload_bytes(Direction::Sent).add(payload.len() as u64);
+        cells.wire_bytes(Direction::Sent).add(frame.len() as u64);
+        let sent = self.client.stream.send_now(&frame).map_err(|Gone| End::ClientGone)?;
+        if sent < frame.len() {
+            self.client.flush(&frame[sent..], self.place.write_timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// The time since the shard's clock began, in microseconds.
+    fn elapsed_us(&self) -> u64 {
+        elapsed_us(&self.place)
+    }
+}
+
+impl Next {
+    fn end(self) -> End {
+        match self {
+            Self::Wait => End::ClientGone,
+            Self::Linger(end) | Self::End(end) => end,
+        }
+    }
+}
+
+/// Lets the service answer what the client says.
+#[inline]
+fn converse(
+    endpoint: &mut Endpoint,
+    exchange: &mut Exchange<'_>,
+    place: &Place,
+    awaits_pong: &mut bool,
+) -> Result<Heard, Violation> {
+    while let Some(event) = endpoint.receive(&place.rules, exchange)? {
+        match event {
+            Event::Message { kind, payload } => {
+                place.cells().message_size.observe_bytes(exchange.payload(&payload).len() as u64);
+                echo::message(exchange, kind, payload);
+            }
+            Event::Ping(payload) => exchange.reply(Opcode::Pong, payload),
+            Event::Pong(payload) => {
+                if *awaits_pong {
+                    *awaits_pong = !observe_pong(exchange, &payload, place);
+                }
+            }
+            Event::Close(code) => return Ok(Heard::Close(code)),
+        }
+    }
+    Ok(Heard::Nothing)
+}
+
+/// Counts one read's or one send's frames.
+#[inline]
+fn count(cells: &PortCells, direction: Direction, tally: &Tally) {
+    for kind in FrameKind::ALL {
+        let frames = tally.frames[kind.index()];
+        if frames != 0 {
+            cells.frames(direction, *kind).add(u64::from(frames));
+        }
+    }
+    cells.messages(direction).add(u64::from(tally.messages));
+    cells.payload_bytes(direction).add(tally.payload_bytes);
+}
+
+/// A ping says when it was sent, so that its pong tells the round trip and nothing is kept in between.
+fn ping_payload(elapsed_us: u64) -> [u8; 8] {
+    elapsed_us.to_be_bytes()
+}
+
+/// Counts the round trip of the Ping that this Pong answers; `false` where it answers none of ours.
+#[cold]
+fn observe_pong(exchange: &Exchange<'_>, payload: &Payload, place: &Place) -> bool {
+    let Ok(sent) = <[u8; 8]>::try_from(exchange.payload(payload)) else {
+        return false;
+    };
+    // A Pong from the future is one that we did not ask for.
+    let Some(round_trip) = elapsed_us(place).checked_sub(u64::from_be_bytes(sent)) else {
+        return false;
+    };
+    place.cells().ping_round_trip.observe(Duration::from_micros(round_trip));
+    true
+}
+
+fn elapsed_us(place: &Place) -> u64 {
+    let elapsed = clock::now().saturating_duration_since(place.resources().timers.origin());
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn frame_kind(opcode: Opcode) -> FrameKind {
+    FrameKind::ALL[opcode.index()]
+}

@@ -1,0 +1,15 @@
+//! What answers a routed connection.
+//!
+//! A service is handed a [`Client`] after the 101 and ends it; what it needs for that, the shard lends it.
+
+pub mod admission;
+pub mod client;
+pub mod echo;
+pub mod life;
+pub mod messages;
+pub mod page;
+pub mod place;
+
+pub use client::Client;
+pub use life::Life;
+pub use place::{Phase, Place, Port, Resources};

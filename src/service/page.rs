@@ -1,0 +1,30 @@
+//! `service = "page"`: a small page that opens a WebSocket to the port it came from, and shows what happens.
+
+use crate::protocol::http::response::Answer;
+
+/// The page: one file, nothing fetched from elsewhere.
+const PAGE: &[u8] = include_bytes!("page.html");
+
+/// What the page may do: run what it holds, and open sockets to where it came from.
+const FIELDS: &[(&str, &str)] = &[
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self' ws: wss:; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-cache"),
+];
+
+/// The answer to a GET or HEAD request.
+pub fn answer(head_only: bool, keep_alive: bool) -> Answer<'static> {
+    Answer {
+        status: 200,
+        content_type: "text/html; charset=utf-8",
+        body: PAGE,
+        keep_alive,
+        head_only,
+        fields: FIELDS,
+    }
+}

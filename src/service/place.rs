@@ -1,0 +1,168 @@
+//! Where a connection is: the shard that lends, the port it came to, the route that took it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::admission::Admission;
+use crate::config::{Limits, Service};
+use crate::metrics::{PortCells, ShardCells};
+use crate::net::scratch::Scratch;
+use crate::net::timers::{TICKS_PER_S, Tick, Timers, ticks};
+use crate::protocol::websocket::frame::{Role, Rules};
+use crate::protocol::websocket::keepalive::Patience;
+use crate::protocol::websocket::rate::Rates;
+
+/// How far a shard has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// It accepts and serves.
+    Serving,
+    /// It accepts no more, and asks those who are there to leave.
+    Draining,
+    /// The time to leave is over: connections are cut.
+    Cutting,
+}
+
+/// What a shard lends to its connections.
+#[derive(Debug)]
+pub struct Resources {
+    /// The clock and all deadlines.
+    pub timers: Rc<Timers>,
+    /// The buffer that is read into.
+    pub scratch: Scratch,
+    /// The shard's own counters.
+    pub cells: Arc<ShardCells>,
+    phase: Cell<Phase>,
+    /// Connections and listeners that still have work to do.
+    occupied: Cell<u32>,
+    vacated: RefCell<Option<Waker>>,
+}
+
+impl Resources {
+    /// Those of a shard that begins to serve.
+    pub fn new(cells: Arc<ShardCells>) -> Rc<Self> {
+        Rc::new(Self {
+            timers: Timers::new(),
+            scratch: Scratch::new(),
+            cells,
+            phase: Cell::new(Phase::Serving),
+            occupied: Cell::new(0),
+            vacated: RefCell::new(None),
+        })
+    }
+
+    /// How far the shard has come.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Moves on to a later phase and tells every connection.
+    pub fn advance(&self, phase: Phase) {
+        if phase > self.phase.get() {
+            self.phase.set(phase);
+            self.timers.wake_all();
+        }
+    }
+
+    /// Takes note of one more connection or listener.
+    pub fn occupy(&self) {
+        self.occupied.set(self.occupied.get() + 1);
+    }
+
+    /// Takes note that one is done.
+    pub fn vacate(&self) {
+        let occupied = self.occupied.get() - 1;
+        self.occupied.set(occupied);
+        if occupied == 0
+            && let Some(waker) = self.vacated.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Waits until nothing is left to do: no listener, no connection.
+    pub async fn vacated(&self) {
+        std::future::poll_fn(|context| {
+            if self.occupied.get() == 0 {
+                return std::task::Poll::Ready(());
+            }
+            *self.vacated.borrow_mut() = Some(context.waker().clone());
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// One port, as one shard serves it.
+#[derive(Debug)]
+pub struct Port {
+    /// What the shard lends.
+    pub resources: Rc<Resources>,
+    /// The port's counters on this shard.
+    pub cells: Arc<PortCells>,
+    /// The limits that hold before a route is known.
+    pub limits: Limits,
+    /// The port's own limit on connections, and the gateway's.
+    pub admissions: [Arc<Admission>; 2],
+}
+
+/// One route, as one port on one shard serves it: limits resolved, in the units in which they are used.
+#[derive(Debug)]
+pub struct Place {
+    /// The port.
+    pub port: Rc<Port>,
+    /// The route's index in the configuration.
+    pub route_index: usize,
+    /// What answers.
+    pub service: Service,
+    /// What frames may be like.
+    pub rules: Rules,
+    /// How long silence may last.
+    pub patience: Patience,
+    /// How much a connection may send.
+    pub rates: Rates,
+    /// How long a client may take to read what is sent to it.
+    pub write_timeout: Tick,
+    /// How long the closing handshake may take.
+    pub close_timeout: Tick,
+}
+
+impl Place {
+    /// A route with its limits, as a port serves it.
+    pub fn new(port: Rc<Port>, route_index: usize, service: Service, limits: &Limits) -> Rc<Self> {
+        Rc::new(Self {
+            port,
+            route_index,
+            service,
+            rules: Rules {
+                role: Role::Server,
+                frame_size_max: limits.frame_size_max as u64,
+                message_size_max: limits.message_size_max as u64,
+            },
+            patience: Patience {
+                ping_after: limits.ping_interval.map_or(0, ticks),
+                pong_within: ticks(limits.pong_timeout),
+                idle_after: limits.idle_timeout.map_or(0, ticks),
+            },
+            rates: Rates {
+                frames_per_s: limits.messages_per_s.map_or(0, std::num::NonZeroU32::get),
+                bytes_per_s: limits.bytes_per_s.map_or(0, std::num::NonZeroU64::get),
+                ticks_per_s: TICKS_PER_S,
+            },
+            write_timeout: ticks(limits.write_timeout),
+            close_timeout: ticks(limits.close_timeout),
+        })
+    }
+
+    /// What the shard lends.
+    pub fn resources(&self) -> &Resources {
+        &self.port.resources
+    }
+
+    /// The port's counters.
+    pub fn cells(&self) -> &PortCells {
+        &self.port.cells
+    }
+}

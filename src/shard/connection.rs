@@ -1,0 +1,386 @@
+//! One connection, from accept to its end:
+//!
+//! accepted → request head, parsed in place → route → policy → a 101 and the route's service, or an HTTP answer → its
+//! one end. PROXY headers and TLS will stand between the first two.
+//!
+//! Most heads are there when the connection is accepted, so the first look is taken at once; only where bytes are
+//! missing does a task wait for them. The open connection is a task of its own, which keeps nothing of the handshake.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::table::{Table, retry_after_s};
+use crate::config::Service;
+use crate::metrics::{Direction, End, HandshakeResult};
+use crate::net::clock;
+use crate::net::contain::{contain, contain_now};
+use crate::net::stream::{Gone, Received, Stream};
+use crate::net::timers::{Tick, ticks};
+use crate::protocol::http::field_storage;
+use crate::protocol::http::refusal::Refusal;
+use crate::protocol::http::request::{BodyFraming, RequestHead};
+use crate::protocol::http::scan::HeadScan;
+use crate::protocol::websocket::handshake::{self, Opening, Request};
+use crate::route::policy;
+use crate::service::client::Wake;
+use crate::service::messages::Messages;
+use crate::service::{Client, Life, Phase, Place, page};
+
+/// A connection whose request has not been answered yet.
+struct Connection {
+    client: Client,
+    table: Rc<Table>,
+    scan: HeadScan,
+    /// What has arrived of a head that was not there at once.
+    head: Vec<u8>,
+    /// When the handshake began: at accept, or with the answer before it on a kept-alive connection.
+    began: Instant,
+    /// When the head must have arrived. Bytes that arrive do not move it.
+    deadline: Tick,
+    /// True exactly when a request has been answered on this connection.
+    has_answered: bool,
+}
+
+/// What one look at the bytes led to.
+enum Step {
+    /// Bytes are missing.
+    Wait,
+    /// It is a WebSocket now; these bytes followed the head.
+    Open { place: Rc<Place>, unsent: Vec<u8>, early: Option<Box<[u8]>> },
+    /// A request was answered and the connection stays; what followed its head is the next one's.
+    Again { unsent: Vec<u8> },
+    /// Nothing more is served: the client is to end the connection, which ends so.
+    Leave { unsent: Vec<u8>, end: End },
+    /// There is nobody left.
+    Gone(End),
+}
+
+/// Takes an accepted connection over, and answers it at once where its head is there.
+pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
+    let mut life = Life::begin(table.port());
+    let is_admitted = life.admit();
+    let timer = table.port().resources.timers.timer();
+    let client = Client { stream, timer, life };
+    let begun = contain_now(|| {
+        if !is_admitted {
+            return refuse_at_limit(client, table);
+        }
+        let mut connection = Connection::new(client, table);
+        match connection.look() {
+            Step::Open { place, unsent, early } if unsent.is_empty() => open(connection.client, place, early),
+            step => spawn(table, connection.go_on(step)),
+        }
+    });
+    if begun.is_err() {
+        table.port().cells.panics.increment();
+    }
+}
+
+impl Connection {
+    fn new(client: Client, table: &Rc<Table>) -> Self {
+        let port = table.port();
+        let deadline = port.resources.timers.after(ticks(port.limits.handshake_timeout));
+        client.timer.set(deadline);
+        Self {
+            client,
+            table: Rc::clone(table),
+            scan: HeadScan::new(port.limits.request_head_size_max, port.limits.request_head_count_max),
+            head: Vec::new(),
+            began: clock::now(),
+            deadline,
+            has_answered: false,
+        }
+    }
+
+    /// Waits for the bytes that the first look missed, until the request is answered.
+    async fn go_on(mut self, mut step: Step) {
+        let cells = Rc::clone(self.table.port());
+        cells.cells.handshakes_in_progress.add(1);
+        let end = loop {
+            step = match step {
+                Step::Wait => self.wait().await,
+                Step::Again { unsent } => match self.flush(&unsent).await {
+                    Ok(()) => self.look_again(),
+                    Err(end) => Step::Gone(end),
+                },
+                Step::Open { place, unsent, early } => match self.flush(&unsent).await {
+                    Ok(()) => {
+                        cells.cells.handshakes_in_progress.sub(1);
+                        return open(self.client, place, early);
+                    }
+                    Err(end) => Step::Gone(end),
+                },
+                Step::Leave { unsent, end } => {
+                    if let Err(end) = self.flush(&unsent).await {
+                        break end;
+                    }
+                    self.client.timer.set(
+                        self.client.resources().timers.after(ticks(self.table.port().limits.close_timeout)),
+                    );
+                    self.client.linger().await;
+                    break end;
+                }
+                Step::Gone(end) => break end,
+            };
+        };
+        cells.cells.handshakes_in_progress.sub(1);
+        self.client.life.end(end);
+    }
+
+    /// Waits for bytes, and looks at them.
+    async fn wait(&mut self) -> Step {
+        let resources = Rc::clone(self.client.resources());
+        let phase = resources.phase();
+        if phase == Phase::Draining && self.is_silent() {
+            return self.leave_for_drain();
+        }
+        self.client.timer.set(self.deadline);
+        match self.client.wait(phase).await {
+            Wake::Readable => self.look(),
+            Wake::Due if resources.phase() == Phase::Cutting => Step::Gone(End::Shutdown),
+            Wake::Due if self.client.timer.is_due() => self.time_out(),
+            Wake::Due => Step::Wait,
+        }
+    }
+
+    /// Receives once and looks whether the head is whole.
+    fn look(&mut self) -> Step {
+        let resources = Rc::clone(self.client.resources());
+        let mut scratch = resources.scratch.lend();
+        match self.client.stream.receive_now(&mut scratch) {
+            Received::Bytes(size) => {
+                self.table.port().cells.wire_bytes(Direction::Received).add(size as u64);
+                if self.head.is_empty() {
+                    self.read(&scratch[..size])
+                } else {
+                    self.head.extend_from_slice(&scratch[..size]);
+                    self.look_again()
+                }
+            }
+            Received::Nothing => Step::Wait,
+            Received::End if self.has_answered => Step::Gone(End::HttpDone),
+            Received::End => Step::Gone(End::ClientGone),
+        }
+    }
+
+    /// Looks at what was kept.
+    fn look_again(&mut self) -> Step {
+        let head = std::mem::take(&mut self.head);
+        if head.is_empty() { Step::Wait } else { self.read(&head) }
+    }
+
+    /// Reads a head from the bytes at hand, keeps them where it is not whole, and answers it where it is.
+    fn read(&mut self, bytes: &[u8]) -> Step {
+        let head_size = match self.scan.scan(bytes) {
+            Ok(Some(head_size)) => head_size,
+            Ok(None) => {
+                self.head.extend_from_slice(bytes);
+                return Step::Wait;
+            }
+            Err(refusal) => return self.refuse(refusal, None, false),
+        };
+        let (head, rest) = bytes.split_at(head_size);
+        let mut storage = field_storage();
+        match RequestHead::parse(head, &mut storage) {
+            Ok(head) => self.answer(&head, rest),
+            Err(refusal) => self.refuse(refusal, None, false),
+        }
+    }
+
+    /// Answers a request: the one place where it is decided what becomes of it.
+    fn answer(&mut self, head: &RequestHead<'_>, rest: &[u8]) -> Step {
+        let table = Rc::clone(&self.table);
+        let place = table.find(head.host(), head.path());
+        let route_index = place.map(|place| place.route_index);
+        let request = match handshake::judge(head) {
+            Ok(request) => request,
+            Err(refusal) => return self.refuse(refusal, route_index, head.is_head()),
+        };
+        let Some(place) = place else {
+            return self.refuse(Refusal::NoRoute, None, head.is_head());
+        };
+        if self.client.resources().phase() != Phase::Serving {
+            let refusal = Refusal::Draining { retry_after_s: retry_after_s() };
+            return self.refuse(refusal, route_index, head.is_head());
+        }
+        match (request, place.service) {
+            (Request::Opening(opening), Service::Echo) => self.accept(&opening, head, place, rest),
+            (Request::Opening(_), Service::Page) => self.refuse(Refusal::NoRoute, route_index, false),
+            (Request::Plain, Service::Echo) => {
+                self.refuse(Refusal::UpgradeRequired, route_index, head.is_head())
+            }
+            (Request::Plain, Service::Page) => self.page(head, place, rest),
+        }
+    }
+
+    /// Answers an opening handshake that broke no rule, if the route's policy allows it.
+    fn accept(
+        &mut self,
+        opening: &Opening<'_>,
+        head: &RequestHead<'_>,
+        place: &Rc<Place>,
+        rest: &[u8],
+    ) -> Step {
+        let route = self.table.route(place);
+        if !policy::allows_origin(&route.origins, opening.origin(), self.table.same_origin(head)) {
+            return self.refuse(Refusal::OriginNotAllowed, Some(place.route_index), false);
+        }
+        let mut answer = Vec::with_capacity(256);
+        handshake::write_accept(&mut answer, opening.key(), opening.select_subprotocol(&route.subprotocols));
+        let cells = &self.table.port().cells;
+        cells.handshake(HandshakeResult::Accepted);
+        cells.handshake_duration.observe(clock::now().saturating_duration_since(self.began));
+        cells.http_request(Some(place.route_index), 101);
+        match self.send(answer) {
+            Ok(unsent) => {
+                let early = if rest.is_empty() { None } else { Some(rest.into()) };
+                Step::Open { place: Rc::clone(place), unsent, early }
+            }
+            Err(Gone) => Step::Gone(End::ClientGone),
+        }
+    }
+
+    /// Answers with the built-in page.
+    fn page(&mut self, head: &RequestHead<'_>, place: &Rc<Place>, rest: &[u8]) -> Step {
+        if !matches!(head.method(), "GET" | "HEAD") {
+            return self.refuse(
+                Refusal::MethodNotAllowed { allow: "GET, HEAD" },
+                Some(place.route_index),
+                false,
+            );
+        }
+        if head.body() != BodyFraming::None {
+            return self.refuse(Refusal::ContentTooLarge, Some(place.route_index), head.is_head());
+        }
+        let keep_alive = head.keeps_alive();
+        let mut answer = Vec::new();
+        page::answer(head.is_head(), keep_alive).write(&mut answer);
+        self.table.port().cells.http_request(Some(place.route_index), 200);
+        let unsent = match self.send(answer) {
+            Ok(unsent) => unsent,
+            Err(Gone) => return Step::Gone(End::HttpDone),
+        };
+        if !keep_alive {
+            return Step::Leave { unsent, end: End::HttpDone };
+        }
+        self.has_answered = true;
+        self.head = rest.to_vec();
+        self.scan = Self::new_scan(&self.table);
+        self.began = clock::now();
+        self.deadline =
+            self.client.resources().timers.after(ticks(self.table.port().limits.handshake_timeout));
+        Step::Again { unsent }
+    }
+
+    /// Answers with a refusal, counted, after which nothing more is served on this connection.
+    fn refuse(&mut self, refusal: Refusal, route_index: Option<usize>, is_head: bool) -> Step {
+        let cells = &self.table.port().cells;
+        let result = HandshakeResult::from(refusal);
+        cells.handshake(result);
+        cells.http_request(route_index, refusal.status());
+        let mut answer = Vec::with_capacity(512);
+        if is_head {
+            refusal.write_without_body(&mut answer);
+        } else {
+            refusal.write(&mut answer);
+        }
+        let end = match result {
+            HandshakeResult::Timeout => End::HandshakeTimeout,
+            HandshakeResult::Limit | HandshakeResult::Rate => End::Limit,
+            _ => End::Refused,
+        };
+        match self.send(answer) {
+            Ok(unsent) => Step::Leave { unsent, end },
+            Err(Gone) => Step::Gone(end),
+        }
+    }
+
+    /// The deadline has passed with no whole head.
+    fn time_out(&mut self) -> Step {
+        match (self.head.is_empty(), self.has_answered) {
+            // Somebody who asked for something is told; silence is answered with the end of the connection.
+            (false, _) => self.refuse(Refusal::Timeout, None, false),
+            (true, true) => Step::Leave { unsent: Vec::new(), end: End::HttpDone },
+            (true, false) => Step::Leave { unsent: Vec::new(), end: End::HandshakeTimeout },
+        }
+    }
+
+    /// The gateway drains and this client has not asked for anything: it is told that nothing more is served.
+    fn leave_for_drain(&mut self) -> Step {
+        let end = if self.has_answered { End::HttpDone } else { End::Drained };
+        let mut answer = Vec::new();
+        if !self.has_answered {
+            Refusal::Draining { retry_after_s: retry_after_s() }.write(&mut answer);
+        }
+        match self.send(answer) {
+            Ok(unsent) => Step::Leave { unsent, end },
+            Err(Gone) => Step::Gone(end),
+        }
+    }
+
+    /// Whether nothing of a request has come.
+    fn is_silent(&self) -> bool {
+        self.head.is_empty()
+    }
+
+    /// Sends what the socket has room for, and returns the rest.
+    fn send(&self, mut bytes: Vec<u8>) -> Result<Vec<u8>, Gone> {
+        if bytes.is_empty() {
+            return Ok(bytes);
+        }
+        self.table.port().cells.wire_bytes(Direction::Sent).add(bytes.len() as u64);
+        let sent = self.client.stream.send_now(&bytes)?;
+        bytes.drain(..sent);
+        Ok(bytes)
+    }
+
+    async fn flush(&self, unsent: &[u8]) -> Result<(), End> {
+        if unsent.is_empty() {
+            return Ok(());
+        }
+        self.client.flush(unsent, ticks(self.table.port().limits.write_timeout)).await
+    }
+
+    fn new_scan(table: &Table) -> HeadScan {
+        let limits = &table.port().limits;
+        HeadScan::new(limits.request_head_size_max, limits.request_head_count_max)
+    }
+}
+
+/// The open connection, a task of its own.
+fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) {
+    let port = Rc::clone(client.life.port());
+    let messages = Messages::new(client, place);
+    monoio::spawn(async move {
+        if contain(messages.serve(early)).await.is_err() {
+            port.cells.panics.increment();
+        }
+    });
+}
+
+/// A task that answers a connection whose head was not there at once, or that lets it go.
+fn spawn(table: &Rc<Table>, task: impl Future<Output = ()> + 'static) {
+    let port = Rc::clone(table.port());
+    monoio::spawn(async move {
+        if contain(task).await.is_err() {
+            port.cells.panics.increment();
+        }
+    });
+}
+
+/// Answers a connection for which there is no room, without waiting for its request.
+fn refuse_at_limit(client: Client, table: &Rc<Table>) {
+    let mut connection = Connection::new(client, table);
+    // What has arrived of the request is taken, so that closing does not reset the connection and lose the answer.
+    let resources = Rc::clone(connection.client.resources());
+    let _ = connection.client.stream.receive_now(&mut resources.scratch.lend());
+    let step = connection.refuse(Refusal::ConnectionLimit { retry_after_s: retry_after_s() }, None, false);
+    match table.linger_at_limit() {
+        Some(guard) => spawn(table, async move {
+            connection.go_on(step).await;
+            drop(guard);
+        }),
+        // Even letting clients go politely takes descriptors, and there are no more for that.
+        None => connection.client.life.end(End::Limit),
+    }
+}

@@ -1,0 +1,195 @@
+//! A shard: one pinned thread with its own runtime, listeners, connections, buffers and counters.
+//!
+//! It shares nothing and locks nothing. The control thread hands it its listeners, sends it mail, and reads its
+//! counters.
+
+mod accept;
+mod connection;
+mod mailbox;
+mod table;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use self::accept::Reserve;
+use self::table::Table;
+use crate::config::{Config, IoDriver};
+use crate::metrics::{PortCells, ShardCells};
+use crate::net::accept::Acceptor;
+use crate::net::clock;
+use crate::net::driver::{Driver, NoRing, ShardRuntime};
+use crate::net::timers::TICK;
+use crate::net::wake::Counted;
+use crate::route::Router;
+use crate::service::admission::Admission;
+use crate::service::{Phase, Port, Resources};
+
+pub use self::mailbox::{Inbox, Mail, Mailbox, Stopped, mailbox};
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub struct Setup {
+    /// Its place among the shards.
+    pub index: usize,
+    /// The core that it is pinned to; `None` leaves it to the scheduler.
+    pub core: Option<core_affinity::CoreId>,
+    /// What it may wait with.
+    pub io_driver: IoDriver,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Its listeners, with what belongs to each.
+    pub listeners: Vec<Listener>,
+    /// The limit of the whole gateway on connections.
+    pub admission: Arc<Admission>,
+    /// Its own counters.
+    pub cells: Arc<ShardCells>,
+    /// Where its mail comes from.
+    pub inbox: Inbox,
+}
+
+/// One listener of a shard.
+#[derive(Debug)]
+pub struct Listener {
+    /// The port's index in the configuration.
+    pub port_index: usize,
+    /// The listening socket.
+    pub socket: OwnedFd,
+    /// The port's counters on this shard.
+    pub cells: Arc<PortCells>,
+    /// The port's limit on connections.
+    pub admission: Arc<Admission>,
+}
+
+/// How a shard came up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// What it waits with.
+    pub driver: Driver,
+    /// Why that is not a ring, where a ring was wanted.
+    pub fallback: Option<NoRing>,
+}
+
+/// Why a shard did not come up.
+#[derive(Debug)]
+pub enum StartError {
+    /// A ring was demanded and is not to be had.
+    NoRing(NoRing),
+    /// The runtime or a listener could not be set up.
+    Io(io::Error),
+}
+
+/// Starts a shard's thread. `started` is called on it once it serves or cannot, and dropped when the thread ends.
+///
+/// # Errors
+/// Where the thread cannot be made.
+pub fn spawn(
+    setup: Setup,
+    started: impl Fn(Result<Started, StartError>) + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(format!("shard-{}", setup.index)).spawn(move || {
+        if let Some(core) = setup.core {
+            // Where the mask forbids the core the scheduler decides, which costs speed and nothing else.
+            core_affinity::set_for_current(core);
+        }
+        let (mut runtime, fallback) = match build_runtime(setup.io_driver) {
+            Ok(built) => built,
+            Err(error) => return started(Err(error)),
+        };
+        let driver = runtime.driver();
+        runtime.run(async move {
+            match Shard::prepare(setup, driver) {
+                Ok(shard) => {
+                    started(Ok(Started { driver, fallback }));
+                    shard.run().await;
+                }
+                Err(error) => started(Err(StartError::Io(error))),
+            }
+        });
+    })
+}
+
+/// A shard whose listeners are bound to its runtime.
+struct Shard {
+    resources: Rc<Resources>,
+    acceptors: Vec<(Rc<Table>, Acceptor)>,
+    inbox: mailbox::BoundInbox,
+    ticks: Counted,
+}
+
+impl Shard {
+    fn prepare(setup: Setup, driver: Driver) -> io::Result<Self> {
+        let resources = Resources::new(setup.cells);
+        let router = Rc::new(Router::new(&setup.config));
+        let mut acceptors = Vec::new();
+        for listener in setup.listeners {
+            let port = Rc::new(Port {
+                resources: Rc::clone(&resources),
+                cells: listener.cells,
+                limits: setup.config.ports[listener.port_index].limits,
+                admissions: [listener.admission, Arc::clone(&setup.admission)],
+            });
+            let table = Table::new(&setup.config, &router, listener.port_index, port);
+            acceptors.push((table, Acceptor::new(listener.socket, driver)?));
+        }
+        Ok(Self { resources, acceptors, inbox: setup.inbox.bind()?, ticks: Counted::ticks(TICK)? })
+    }
+
+    /// Serves until it has been drained.
+    async fn run(self) {
+        let reserve = Rc::new(Reserve::new());
+        for (table, acceptor) in self.acceptors {
+            self.resources.occupy();
+            monoio::spawn(accept::accept(table, acceptor, Rc::clone(&reserve)));
+        }
+        monoio::spawn(sweep(Rc::clone(&self.resources), self.ticks));
+        monoio::spawn(read_mail(Rc::clone(&self.resources), self.inbox));
+        self.resources.vacated().await;
+    }
+}
+
+/// Moves the clock on, tick by tick, and wakes what is due.
+async fn sweep(resources: Rc<Resources>, ticks: Counted) {
+    let mut due = clock::now() + TICK;
+    loop {
+        let passed = ticks.next().await.expect("a timer of our own can be read while it is open");
+        let now = clock::now();
+        due += TICK * u32::try_from(passed.saturating_sub(1)).unwrap_or(u32::MAX);
+        let lag = now.saturating_duration_since(due);
+        due += TICK;
+        resources.cells.loop_lag_ns.set(u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX));
+        resources.cells.cpu_ns.set(u64::try_from(clock::thread_cpu().as_nanos()).unwrap_or(u64::MAX));
+        resources.timers.sweep(now);
+    }
+}
+
+/// Does what the control thread asks.
+async fn read_mail(resources: Rc<Resources>, inbox: mailbox::BoundInbox) {
+    loop {
+        let mail = inbox.next().await.expect("an eventfd of our own can be read while it is open");
+        match mail {
+            Some(Mail::Drain) => resources.advance(Phase::Draining),
+            // Without the control thread nobody could stop this one in order.
+            Some(Mail::Cut) | None => resources.advance(Phase::Cutting),
+        }
+        if mail.is_none() {
+            return;
+        }
+    }
+}
+
+fn build_runtime(io_driver: IoDriver) -> Result<(ShardRuntime, Option<NoRing>), StartError> {
+    let epoll = || ShardRuntime::epoll().map_err(StartError::Io);
+    match io_driver {
+        IoDriver::Epoll => Ok((epoll()?, None)),
+        IoDriver::IoUring => {
+            ShardRuntime::io_uring().map(|runtime| (runtime, None)).map_err(StartError::NoRing)
+        }
+        IoDriver::Auto => match ShardRuntime::io_uring() {
+            Ok(runtime) => Ok((runtime, None)),
+            Err(reason) => Ok((epoll()?, Some(reason))),
+        },
+    }
+}

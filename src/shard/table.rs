@@ -1,0 +1,102 @@
+//! What a connection of one port is looked up in: its routes, its policy, its limits.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::config::{Config, Route};
+use crate::protocol::http::origin::OriginRef;
+use crate::protocol::http::request::RequestHead;
+use crate::route::{Router, policy};
+use crate::service::{Place, Port};
+
+/// How many connections beyond the limit a shard lets go politely at one time; each holds a descriptor meanwhile.
+pub(super) const LINGERING_MAX: u32 = 32;
+
+/// When refused clients are to come again: a few seconds, not the same for all, lest they come back as a wave.
+pub(super) fn retry_after_s() -> u32 {
+    thread_local! {
+        static NEXT: Cell<u32> = const { Cell::new(0) };
+    }
+    NEXT.with(|next| {
+        let turn = next.get();
+        next.set((turn + 1) % 8);
+        2 + turn
+    })
+}
+
+/// One port of one configuration, as one shard looks things up in it.
+#[derive(Debug)]
+pub(super) struct Table {
+    port: Rc<Port>,
+    port_index: usize,
+    config: Arc<Config>,
+    router: Rc<Router>,
+    /// A place for each route, by the route's index.
+    places: Vec<Rc<Place>>,
+    lingering: Rc<Cell<u32>>,
+}
+
+/// Counts one connection beyond the limit that is being let go.
+#[derive(Debug)]
+pub(super) struct Lingering {
+    count: Rc<Cell<u32>>,
+}
+
+impl Table {
+    pub(super) fn new(
+        config: &Arc<Config>,
+        router: &Rc<Router>,
+        port_index: usize,
+        port: Rc<Port>,
+    ) -> Rc<Self> {
+        let routes = config.routes.iter().enumerate();
+        let places = routes.map(|(route_index, route)| {
+            Place::new(Rc::clone(&port), route_index, route.service, &config.limits(port_index, route_index))
+        });
+        Rc::new(Self {
+            places: places.collect(),
+            port,
+            port_index,
+            config: Arc::clone(config),
+            router: Rc::clone(router),
+            lingering: Rc::new(Cell::new(0)),
+        })
+    }
+
+    pub(super) fn port(&self) -> &Rc<Port> {
+        &self.port
+    }
+
+    /// The place that serves this host and path on this port.
+    pub(super) fn find(&self, host: &str, path: &str) -> Option<&Rc<Place>> {
+        self.router.find(self.port_index, host, path).map(|index| &self.places[index])
+    }
+
+    /// The route as it is configured.
+    pub(super) fn route(&self, place: &Place) -> &Route {
+        &self.config.routes[place.route_index]
+    }
+
+    /// The Origin of a page that came from where this request went, as the client sees it.
+    pub(super) fn same_origin<'a>(&'a self, head: &RequestHead<'a>) -> OriginRef<'a> {
+        let (host, host_port) =
+            head.authority().map_or(("", None), |authority| (authority.host, authority.port));
+        policy::public_origin(&self.config.ports[self.port_index], host, host_port)
+    }
+
+    /// Leave to let one more connection beyond the limit go politely.
+    pub(super) fn linger_at_limit(&self) -> Option<Lingering> {
+        let count = self.lingering.get();
+        (count < LINGERING_MAX).then(|| {
+            self.lingering.set(count + 1);
+            Lingering { count: Rc::clone(&self.lingering) }
+        })
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        self.count.set(self.count.get() - 1);
+    }
+}
