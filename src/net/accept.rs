@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::pin;
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -50,16 +49,12 @@ impl Acceptor {
         Descriptor::new(listener).map(|descriptor| Self { descriptor, flags })
     }
 
-    /// Waits for a connection in the queue; `false` where `interrupted` said so first.
+    /// Waits for a connection in the queue, or for the deadline.
     ///
     /// # Errors
     /// Where the listener cannot be polled any more.
-    pub async fn wait(&self, timer: &Timer, interrupted: impl Fn() -> bool) -> io::Result<bool> {
-        let readable = pin!(self.descriptor.readable());
-        match timer.race(readable, interrupted).await {
-            Some(outcome) => outcome.map(|()| true),
-            None => Ok(false),
-        }
+    pub async fn wait(&self, timer: &Timer) -> io::Result<()> {
+        timer.race(self.descriptor.readable()).await.unwrap_or(Ok(()))
     }
 
     /// Takes the next connection from the queue, without waiting.

@@ -27,17 +27,17 @@ impl Descriptor {
     ///
     /// # Errors
     /// Where the poll fails; the descriptor is then of no more use.
-    pub async fn readable(&self) -> io::Result<()> {
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> {
         // Not relaxed: epoll's remembered readiness may be stale, as receives go past monoio.
-        self.handle.readable(false).await
+        self.handle.readable(false)
     }
 
     /// Waits until a write would not block.
     ///
     /// # Errors
     /// Where the poll fails.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.handle.writable(false).await
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> {
+        self.handle.writable(false)
     }
 
     /// Closes the descriptor before this returns.

@@ -41,14 +41,19 @@ impl Stream {
     }
 
     /// Waits until a receive would find something. Holds no buffer; may be dropped.
-    pub async fn readable(&self) {
-        // An error is met again, and answered, by the receive that follows.
-        let _ = self.descriptor.readable().await;
+    ///
+    /// # Errors
+    /// Those of the poll; they are met again, and told, by the receive that follows.
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> {
+        self.descriptor.readable()
     }
 
     /// Waits until a send would find room. May be dropped.
-    pub async fn writable(&self) {
-        let _ = self.descriptor.writable().await;
+    ///
+    /// # Errors
+    /// Those of the poll; they are met again, and told, by the send that follows.
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> {
+        self.descriptor.writable()
     }
 
     /// Receives what is there, without waiting.

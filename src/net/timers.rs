@@ -4,11 +4,13 @@
 //! would cost over a kilobyte. Time is counted in ticks of [`TICK`], so a deadline passes up to one tick late.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
 
 use super::clock;
 
@@ -86,9 +88,11 @@ impl Timers {
         }
     }
 
-    /// Wakes every task that waits under a deadline, as if it had passed: something changed that all must hear of.
-    pub fn wake_all(&self) {
-        for waker in &mut self.slots.borrow_mut().wakers {
+    /// Lets every deadline pass now: something changed that whoever waits must hear of.
+    pub fn expire_all(&self) {
+        let mut slots = self.slots.borrow_mut();
+        slots.deadlines.fill(0);
+        for waker in &mut slots.wakers {
             if let Some(waker) = waker.take() {
                 waker.wake();
             }
@@ -131,30 +135,40 @@ impl Timer {
         &self.timers
     }
 
-    /// Runs `future` until it is ready, the deadline has passed, or `interrupted` says so after a wake.
-    ///
-    /// The future is kept: where it may hold data, it can be waited for again.
-    pub async fn race<F: Future>(
-        &self,
-        mut future: Pin<&mut F>,
-        interrupted: impl Fn() -> bool,
-    ) -> Option<F::Output> {
-        poll_fn(|context| {
-            if let Poll::Ready(output) = future.as_mut().poll(context) {
-                return Poll::Ready(Some(output));
-            }
-            let mut slots = self.timers.slots.borrow_mut();
-            let slot = self.slot as usize;
-            if slots.deadlines[slot] <= self.timers.now() || interrupted() {
-                return Poll::Ready(None);
-            }
-            match &mut slots.wakers[slot] {
-                Some(waker) if waker.will_wake(context.waker()) => {}
-                waker => *waker = Some(context.waker().clone()),
-            }
-            Poll::Pending
-        })
-        .await
+    /// Runs `future` until it is ready or the deadline has passed, which is `None`.
+    pub fn race<F: Future>(&self, future: F) -> Race<'_, F> {
+        Race { future, timer: self }
+    }
+}
+
+pin_project! {
+    /// A future under a deadline, see [`Timer::race`].
+    pub struct Race<'t, F> {
+        #[pin]
+        future: F,
+        timer: &'t Timer,
+    }
+}
+
+impl<F: Future> Future for Race<'_, F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        let timers = &this.timer.timers;
+        let mut slots = timers.slots.borrow_mut();
+        let slot = this.timer.slot as usize;
+        if slots.deadlines[slot] <= timers.now() {
+            return Poll::Ready(None);
+        }
+        match &mut slots.wakers[slot] {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            waker => *waker = Some(context.waker().clone()),
+        }
+        Poll::Pending
     }
 }
 

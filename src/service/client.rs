@@ -1,6 +1,6 @@
 //! A client's connection, and how it is written to and let go.
 
-use std::pin::pin;
+use std::io;
 use std::rc::Rc;
 
 use super::life::Life;
@@ -22,29 +22,15 @@ pub struct Client {
     pub life: Life,
 }
 
-/// What a wait for a client ended with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wake {
-    /// There is something to receive.
-    Readable,
-    /// The deadline passed, or the shard moved on to another phase.
-    Due,
-}
-
 impl Client {
     /// What the shard lends.
     pub fn resources(&self) -> &Rc<Resources> {
         &self.life.port().resources
     }
 
-    /// Waits for bytes, for the deadline, or for the shard to leave `phase`. Holds no buffer.
-    pub async fn wait(&self, phase: Phase) -> Wake {
-        let resources = self.resources();
-        let readable = pin!(self.stream.readable());
-        match self.timer.race(readable, || resources.phase() != phase).await {
-            Some(()) => Wake::Readable,
-            None => Wake::Due,
-        }
+    /// Waits for bytes, or for the deadline, which is `None`. Holds no buffer.
+    pub fn wait(&self) -> impl Future<Output = Option<io::Result<()>>> {
+        self.timer.race(self.stream.readable())
     }
 
     /// Sends what the socket had no room for, within `timeout`.
@@ -67,12 +53,17 @@ impl Client {
     async fn flush_rest(&self, mut unsent: &[u8], timeout: Tick) -> Result<(), End> {
         let resources = self.resources();
         // A deadline for the whole, which a client that takes a byte at a time does not move.
-        self.timer.set(resources.timers.after(timeout));
+        let deadline = resources.timers.after(timeout);
         while !unsent.is_empty() {
-            let writable = pin!(self.stream.writable());
-            let is_cut = || resources.phase() == Phase::Cutting;
-            if self.timer.race(writable, is_cut).await.is_none() {
-                return Err(if is_cut() { End::Shutdown } else { End::SlowClient });
+            self.timer.set(deadline);
+            if self.timer.race(self.stream.writable()).await.is_none() {
+                if resources.phase() == Phase::Cutting {
+                    return Err(End::Shutdown);
+                }
+                if resources.timers.now() >= deadline {
+                    return Err(End::SlowClient);
+                }
+                continue;
             }
             let sent = self.stream.send_now(unsent).map_err(|Gone| End::ClientGone)?;
             unsent = &unsent[sent..];
@@ -83,23 +74,18 @@ impl Client {
     /// Says that nothing more will be sent, and discards what still comes until the client is done too.
     ///
     /// Closing a socket with bytes unread resets the connection, and the reset can destroy what was sent last before
-    /// the client reads it (RFC 6455 section 7.1.1, RFC 9112 section 9.6). So the client ends it, within the deadline
-    /// that the timer already has.
-    pub async fn linger(&self) {
+    /// the client reads it (RFC 6455 section 7.1.1, RFC 9112 section 9.6). So the client ends it, within `timeout`.
+    pub async fn linger(&self, timeout: Tick) {
         self.stream.finish();
         let resources = self.resources();
-        loop {
-            loop {
-                match self.stream.receive_now(&mut resources.scratch.lend()) {
-                    Received::Bytes(_) if !self.timer.is_due() => {}
-                    Received::Nothing => break,
-                    Received::Bytes(_) | Received::End => return,
-                }
+        let deadline = resources.timers.after(timeout);
+        while resources.phase() != Phase::Cutting && resources.timers.now() < deadline {
+            match self.stream.receive_now(&mut resources.scratch.lend()) {
+                Received::Bytes(_) | Received::Nothing => {}
+                Received::End => return,
             }
-            let readable = pin!(self.stream.readable());
-            if self.timer.race(readable, || resources.phase() == Phase::Cutting).await.is_none() {
-                return;
-            }
+            self.timer.set(deadline);
+            let _ = self.wait().await;
         }
     }
 }

@@ -7,11 +7,12 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::client::{Client, Wake};
+use super::client::Client;
 use super::echo;
 use super::place::{Phase, Place};
 use crate::metrics::{Direction, End, FrameKind, Initiator, PortCells};
 use crate::net::clock;
+use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::endpoint::{Endpoint, Event};
@@ -85,34 +86,49 @@ impl Messages {
         Self { client, keepalive, endpoint: None, allowance, place }
     }
 
-    /// Serves the connection to its end.
+    /// Serves the connection to its end, in a task of its own.
     ///
-    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent.
-    pub async fn serve(mut self, early: Option<Box<[u8]>>) {
-        let end = self.run(early).await;
-        self.client.life.end(end);
+    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent. `on_panic` is called
+    /// should the task panic.
+    pub fn spawn(mut self, early: Option<Box<[u8]>>, on_panic: impl Fn() + 'static) {
+        let first = early.map_or(Turn::Wait, |mut bytes| self.answer_and_send(&mut bytes));
+        // What such a task takes is what an idle connection takes; so nothing else is kept in it.
+        match first {
+            Turn::Wait => drop(monoio::spawn(contain(
+                async move {
+                    let end = self.run().await;
+                    self.client.life.end(end);
+                },
+                on_panic,
+            ))),
+            first => drop(monoio::spawn(contain(
+                async move {
+                    let end = match self.settle(first).await {
+                        Some(end) => end,
+                        None => self.run().await,
+                    };
+                    self.client.life.end(end);
+                },
+                on_panic,
+            ))),
+        }
     }
 
-    async fn run(&mut self, early: Option<Box<[u8]>>) -> End {
-        if let Some(mut bytes) = early {
-            let turn = self.answer_and_send(&mut bytes);
-            if let Some(end) = Box::pin(self.settle(turn)).await {
-                return end;
-            }
-        }
+    async fn run(&mut self) -> End {
         loop {
-            if self.is_due()
+            if self.client.timer.is_due()
                 && let Some(end) = Box::pin(self.attend()).await
             {
                 return end;
             }
-            if self.client.wait(Phase::Serving).await == Wake::Readable {
-                match self.turn() {
-                    Turn::Wait => {}
-                    turn => {
-                        if let Some(end) = Box::pin(self.settle(turn)).await {
-                            return end;
-                        }
+            if self.client.wait().await.is_none() {
+                continue;
+            }
+            match self.turn() {
+                Turn::Wait => {}
+                turn => {
+                    if let Some(end) = Box::pin(self.settle(turn)).await {
+                        return end;
                     }
                 }
             }
@@ -240,17 +256,11 @@ impl Messages {
         match next {
             Next::Wait => None,
             Next::Linger(end) => {
-                self.client.timer.set(self.client.resources().timers.after(self.place.close_timeout));
-                self.client.linger().await;
+                self.client.linger(self.place.close_timeout).await;
                 Some(end)
             }
             Next::End(end) => Some(end),
         }
-    }
-
-    /// Whether the clock or the shard wants something.
-    fn is_due(&self) -> bool {
-        self.client.timer.is_due() || self.client.resources().phase() != Phase::Serving
     }
 
     /// Does what the clock or the shard wants; the end, if that was it.
@@ -296,23 +306,22 @@ impl Messages {
         }
         let mut endpoint = self.endpoint.take().unwrap_or_default();
         endpoint.close_sent();
-        self.client.timer.set(deadline);
-        let phase = self.client.resources().phase();
         loop {
             let heard = self.discard_until_close(&mut endpoint);
             match heard {
                 Some(Ok(())) => {
-                    self.client.linger().await;
+                    self.client.linger(self.place.close_timeout).await;
                     return end;
                 }
                 Some(Err(instead)) => return instead,
-                None if self.client.timer.is_due() => break,
                 None => {}
             }
-            if self.client.wait(phase).await == Wake::Due && self.client.resources().phase() == Phase::Cutting
-            {
-                return End::Shutdown;
+            let resources = self.client.resources();
+            if resources.phase() == Phase::Cutting || resources.timers.now() >= deadline {
+                break;
             }
+            self.client.timer.set(deadline);
+            let _ = self.client.wait().await;
         }
         // The client had its time. It was asked to leave and did not.
         match end {

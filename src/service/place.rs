@@ -58,11 +58,11 @@ impl Resources {
         self.phase.get()
     }
 
-    /// Moves on to a later phase and tells every connection.
+    /// Moves on to a later phase. Every connection is told by its deadline, which passes now.
     pub fn advance(&self, phase: Phase) {
         if phase > self.phase.get() {
             self.phase.set(phase);
-            self.timers.wake_all();
+            self.timers.expire_all();
         }
     }
 

@@ -9,7 +9,7 @@ use super::table::{Table, retry_after_s};
 use crate::metrics::{AcceptErrorReason, Direction, End, HandshakeResult};
 use crate::net::accept::{Accepted, Acceptor};
 use crate::net::stream::Stream;
-use crate::net::timers::Timer;
+use crate::net::timers::{NEVER, Timer};
 use crate::protocol::http::refusal::Refusal;
 use crate::service::{Life, Phase};
 
@@ -51,8 +51,7 @@ pub(super) async fn accept(table: Rc<Table>, acceptor: Acceptor, reserve: Rc<Res
     while resources.phase() == Phase::Serving {
         match accept_batch(&table, &acceptor, &reserve, BATCH) {
             Pause::UntilNext => {
-                let is_interrupted = || resources.phase() != Phase::Serving;
-                if acceptor.wait(&timer, is_interrupted).await.is_err() {
+                if acceptor.wait(&timer).await.is_err() {
                     table.port().cells.accept_error(AcceptErrorReason::Other);
                     pause(&timer).await;
                 }
@@ -130,7 +129,6 @@ fn refuse_at_once(table: &Rc<Table>, stream: Stream) {
 /// Waits for the next tick, or for the shard to move on.
 async fn pause(timer: &Timer) {
     timer.set(timer.timers().now() + 1);
-    let never = std::pin::pin!(std::future::pending::<()>());
-    timer.race(never, || false).await;
-    timer.set(crate::net::timers::NEVER);
+    timer.race(std::future::pending::<()>()).await;
+    timer.set(NEVER);
 }

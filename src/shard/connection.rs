@@ -22,7 +22,6 @@ use crate::protocol::http::request::{BodyFraming, RequestHead};
 use crate::protocol::http::scan::HeadScan;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
 use crate::route::policy;
-use crate::service::client::Wake;
 use crate::service::messages::Messages;
 use crate::service::{Client, Life, Phase, Place, page};
 
@@ -61,7 +60,7 @@ pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
     let is_admitted = life.admit();
     let timer = table.port().resources.timers.timer();
     let client = Client { stream, timer, life };
-    let begun = contain_now(|| {
+    let answer = || {
         if !is_admitted {
             return refuse_at_limit(client, table);
         }
@@ -70,10 +69,8 @@ pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
             Step::Open { place, unsent, early } if unsent.is_empty() => open(connection.client, place, early),
             step => spawn(table, connection.go_on(step)),
         }
-    });
-    if begun.is_err() {
-        table.port().cells.panics.increment();
-    }
+    };
+    contain_now(answer, || table.port().cells.panics.increment());
 }
 
 impl Connection {
@@ -114,10 +111,7 @@ impl Connection {
                     if let Err(end) = self.flush(&unsent).await {
                         break end;
                     }
-                    self.client.timer.set(
-                        self.client.resources().timers.after(ticks(self.table.port().limits.close_timeout)),
-                    );
-                    self.client.linger().await;
+                    self.client.linger(ticks(self.table.port().limits.close_timeout)).await;
                     break end;
                 }
                 Step::Gone(end) => break end,
@@ -130,16 +124,15 @@ impl Connection {
     /// Waits for bytes, and looks at them.
     async fn wait(&mut self) -> Step {
         let resources = Rc::clone(self.client.resources());
-        let phase = resources.phase();
-        if phase == Phase::Draining && self.is_silent() {
+        if resources.phase() == Phase::Draining && self.is_silent() {
             return self.leave_for_drain();
         }
         self.client.timer.set(self.deadline);
-        match self.client.wait(phase).await {
-            Wake::Readable => self.look(),
-            Wake::Due if resources.phase() == Phase::Cutting => Step::Gone(End::Shutdown),
-            Wake::Due if self.client.timer.is_due() => self.time_out(),
-            Wake::Due => Step::Wait,
+        match self.client.wait().await {
+            Some(_) => self.look(),
+            None if resources.phase() == Phase::Cutting => Step::Gone(End::Shutdown),
+            None if resources.timers.now() >= self.deadline => self.time_out(),
+            None => Step::Wait,
         }
     }
 
@@ -350,22 +343,13 @@ impl Connection {
 /// The open connection, a task of its own.
 fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) {
     let port = Rc::clone(client.life.port());
-    let messages = Messages::new(client, place);
-    monoio::spawn(async move {
-        if contain(messages.serve(early)).await.is_err() {
-            port.cells.panics.increment();
-        }
-    });
+    Messages::new(client, place).spawn(early, move || port.cells.panics.increment());
 }
 
 /// A task that answers a connection whose head was not there at once, or that lets it go.
 fn spawn(table: &Rc<Table>, task: impl Future<Output = ()> + 'static) {
     let port = Rc::clone(table.port());
-    monoio::spawn(async move {
-        if contain(task).await.is_err() {
-            port.cells.panics.increment();
-        }
-    });
+    monoio::spawn(contain(task, move || port.cells.panics.increment()));
 }
 
 /// Answers a connection for which there is no room, without waiting for its request.
