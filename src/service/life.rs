@@ -8,13 +8,13 @@ use crate::net::timers::{TICK, Tick};
 
 /// A connection's entry in the books: accepted when made, ended once when dropped.
 ///
-/// Whoever drops it without having said how the connection ended has made a mistake or has panicked; that is counted
-/// too, as [`End::Internal`].
+/// Whoever drops it without having said how the connection ended has panicked; that is counted too, as
+/// [`End::Internal`].
 #[derive(Debug)]
 pub struct Life {
     port: Rc<Port>,
     accepted: Tick,
-    end: End,
+    end: Option<End>,
     /// True exactly while the connection counts towards the limits of its port and of the gateway.
     is_admitted: bool,
 }
@@ -27,7 +27,7 @@ impl Life {
         port.resources.cells.connections_active.add(1);
         port.resources.occupy();
         let accepted = port.resources.timers.now();
-        Self { port: Rc::clone(port), accepted, end: End::Internal, is_admitted: false }
+        Self { port: Rc::clone(port), accepted, end: None, is_admitted: false }
     }
 
     /// Asks for leave to stay; `false` where the port or the gateway is at its limit.
@@ -48,7 +48,7 @@ impl Life {
 
     /// Says how the connection ends, once this is dropped.
     pub fn end(&mut self, end: End) {
-        self.end = end;
+        self.end = Some(end);
     }
 }
 
@@ -57,7 +57,10 @@ impl Drop for Life {
         let cells = &self.port.cells;
         let lasted = TICK * (self.port.resources.timers.now() - self.accepted);
         cells.connection_duration.observe(lasted);
-        cells.ended(self.end);
+        cells.ended(self.end.unwrap_or(End::Internal));
+        if self.end.is_none() {
+            cells.panics.increment();
+        }
         cells.connections_active.sub(1);
         self.port.resources.cells.connections_active.sub(1);
         if self.is_admitted {

@@ -28,10 +28,19 @@ pub struct Messages {
     client: Client,
     place: Rc<Place>,
     keepalive: Keepalive,
-    /// What is unfinished between reads; `None` at a message boundary, which is nearly always.
-    endpoint: Option<Box<Endpoint>>,
+    /// What is kept between reads; `None` where that is nothing, as it nearly always is.
+    kept: Option<Box<Kept>>,
+}
+
+/// What some connections keep some of the time.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Bytes that followed the request head and have not been looked at.
+    early: Option<Box<[u8]>>,
+    /// A message that is unfinished.
+    endpoint: Endpoint,
     /// What the client may still send, where that is limited.
-    allowance: Option<Box<Allowance>>,
+    allowance: Option<Allowance>,
 }
 
 /// How to go on after a read.
@@ -62,6 +71,18 @@ enum Next {
     End(End),
 }
 
+/// What came while the client's Close is awaited.
+enum Awaited {
+    /// Not the Close.
+    Nothing,
+    /// The Close.
+    Close,
+    /// A broken rule.
+    Violation,
+    /// The end of the stream.
+    Gone,
+}
+
 /// What a read held besides what the service answered.
 enum Heard {
     /// Nothing that ends the connection.
@@ -72,49 +93,40 @@ enum Heard {
 
 impl Messages {
     /// Takes over a client whose opening handshake has just been answered.
-    pub fn new(client: Client, place: Rc<Place>) -> Self {
+    ///
+    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent.
+    pub fn new(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) -> Self {
         let now = client.resources().timers.now();
         let rates = &place.rates;
         let is_limited = rates.frames_per_s != 0 || rates.bytes_per_s != 0;
-        let allowance = is_limited.then(|| Box::new(Allowance::new(rates, now)));
+        let allowance = is_limited.then(|| Allowance::new(rates, now));
+        let kept = Kept { early, endpoint: Endpoint::new(), allowance };
         let keepalive = Keepalive::new(now);
-        client.timer.set(match keepalive.due(&place.patience, now) {
-            Due::At(tick) => tick,
-            // Nothing can be due on a connection that has just opened, but a look at the clock does no harm.
-            Due::Ping | Due::PongTimeout | Due::Idle => now,
-        });
-        Self { client, keepalive, endpoint: None, allowance, place }
+        let deadline = match keepalive.due(&place.patience, now) {
+            Due::At(tick) if client.resources().phase() == Phase::Serving => tick,
+            // The shard moved on while the 101 was being sent, and there is no deadline left that it could let pass.
+            _ => now,
+        };
+        client.timer.set(deadline);
+        Self { client, keepalive, kept: kept.boxed(), place }
     }
 
     /// Serves the connection to its end, in a task of its own.
-    ///
-    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent. `on_panic` is called
-    /// should the task panic.
-    pub fn spawn(mut self, early: Option<Box<[u8]>>, on_panic: impl Fn() + 'static) {
-        let first = early.map_or(Turn::Wait, |mut bytes| self.answer_and_send(&mut bytes));
-        // What such a task takes is what an idle connection takes; so nothing else is kept in it.
-        match first {
-            Turn::Wait => drop(monoio::spawn(contain(
-                async move {
-                    let end = self.run().await;
-                    self.client.life.end(end);
-                },
-                on_panic,
-            ))),
-            first => drop(monoio::spawn(contain(
-                async move {
-                    let end = match self.settle(first).await {
-                        Some(end) => end,
-                        None => self.run().await,
-                    };
-                    self.client.life.end(end);
-                },
-                on_panic,
-            ))),
-        }
+    pub fn spawn(mut self) {
+        // What this task takes is what an idle connection takes, so nothing that is rare is kept in it.
+        let serve = async move {
+            let end = self.run().await;
+            self.client.life.end(end);
+        };
+        monoio::spawn(contain(serve));
     }
 
     async fn run(&mut self) -> End {
+        if let Some(turn) = self.turn_early()
+            && let Some(end) = Box::pin(self.settle(turn)).await
+        {
+            return end;
+        }
         loop {
             if self.client.timer.is_due()
                 && let Some(end) = Box::pin(self.attend()).await
@@ -133,6 +145,12 @@ impl Messages {
                 }
             }
         }
+    }
+
+    /// Answers what came with the request head.
+    fn turn_early(&mut self) -> Option<Turn> {
+        let mut bytes = self.kept.as_mut()?.early.take()?;
+        Some(self.answer_and_send(&mut bytes))
     }
 
     /// Receives once and answers what came.
@@ -171,11 +189,12 @@ impl Messages {
     fn answer(&mut self, bytes: &mut [u8]) -> (Outgoing, Next) {
         let now = self.client.resources().timers.now();
         self.keepalive.hear(now);
-        let mut fresh = Endpoint::new();
-        let endpoint = self.endpoint.as_deref_mut().unwrap_or(&mut fresh);
+        let mut fresh = Kept::default();
+        let kept = self.kept.as_deref_mut().unwrap_or(&mut fresh);
         let mut exchange = Exchange::new(bytes);
-        let outcome = converse(endpoint, &mut exchange, &self.place, &mut self.keepalive.awaits_pong);
-        let outcome = match (&mut self.allowance, outcome) {
+        let outcome =
+            converse(&mut kept.endpoint, &mut exchange, &self.place, &mut self.keepalive.awaits_pong);
+        let outcome = match (&mut kept.allowance, outcome) {
             (Some(allowance), Ok(Heard::Nothing)) => {
                 allowance.take(&self.place.rates, &exchange.received, now).map(|()| Heard::Nothing)
             }
@@ -197,12 +216,10 @@ impl Messages {
         count(cells, Direction::Received, &exchange.received);
         count(cells, Direction::Sent, &exchange.replied);
         let outgoing = exchange.finish();
-        if fresh.is_at_rest() {
-            if self.endpoint.as_deref().is_some_and(Endpoint::is_at_rest) {
-                self.endpoint = None;
-            }
-        } else {
-            self.endpoint = Some(Box::new(fresh));
+        match &self.kept {
+            None => self.kept = fresh.boxed(),
+            Some(kept) if kept.is_nothing() => self.kept = None,
+            Some(_) => {}
         }
         (outgoing, next)
     }
@@ -277,24 +294,37 @@ impl Messages {
                 None
             }
             Due::Ping => {
-                self.keepalive.ping(now);
-                self.client.timer.set(self.client.resources().timers.after(self.place.patience.pong_within));
-                let ping = ping_payload(self.elapsed_us());
-                self.send_frame(Opcode::Ping, &ping).await.err()
+                let ping = elapsed_us(&self.place).to_be_bytes();
+                if let Err(end) = self.send_frame(Opcode::Ping, &ping).await {
+                    return Some(end);
+                }
+                // Only now: the client may have taken its time to make room for it.
+                self.keepalive.ping(self.client.resources().timers.now());
+                self.client.timer.set(0);
+                None
             }
-            Due::PongTimeout => {
-                // Whoever does not answer pings will hardly answer a Close; it is told, and not waited for.
-                self.place.cells().close(Initiator::Gateway, Some(CloseCode::INTERNAL_ERROR));
-                let mut payload = CloseCode::INTERNAL_ERROR.get().to_be_bytes().to_vec();
-                payload.extend_from_slice(b"ping timeout");
-                let mut frame = Vec::new();
-                frame::append(&mut frame, Opcode::Close, true, &payload, None);
-                let _ = self.client.stream.send_now(&frame);
-                self.client.stream.finish();
-                Some(End::PongTimeout)
-            }
+            Due::PongTimeout => self.give_up().await,
             Due::Idle => Some(self.close(CloseCode::GOING_AWAY, End::Idle).await),
         }
+    }
+
+    /// The client has not answered a ping in time; the end, unless something came after all.
+    async fn give_up(&mut self) -> Option<End> {
+        // A shard that was held up itself may find the answer waiting.
+        match self.turn() {
+            Turn::Wait if self.keepalive.unanswered.is_some() => {}
+            turn => return self.settle(turn).await,
+        }
+        // Whoever does not answer pings will hardly answer a Close. It is told, and not waited for.
+        let code = CloseCode::INTERNAL_ERROR;
+        self.place.cells().close(Initiator::Gateway, Some(code));
+        let close = [&code.get().to_be_bytes()[..], b"ping timeout"].concat();
+        let mut frame = Vec::new();
+        frame::append(&mut frame, Opcode::Close, true, &close, None);
+        count_frame(self.place.cells(), Opcode::Close, close.len(), frame.len());
+        let _ = self.client.stream.send_now(&frame);
+        self.client.stream.finish();
+        Some(End::PongTimeout)
     }
 
     /// Begins the closing handshake and waits for the client's part (RFC 6455 section 7.1.2).
@@ -304,17 +334,20 @@ impl Messages {
         if let Err(end) = self.send_frame(Opcode::Close, &code.get().to_be_bytes()).await {
             return end;
         }
-        let mut endpoint = self.endpoint.take().unwrap_or_default();
+        let mut endpoint = self.kept.take().unwrap_or_default().endpoint;
         endpoint.close_sent();
         loop {
-            let heard = self.discard_until_close(&mut endpoint);
-            match heard {
-                Some(Ok(())) => {
+            match self.discard_until_close(&mut endpoint) {
+                Awaited::Nothing => {}
+                Awaited::Close => {
                     self.client.linger(self.place.close_timeout).await;
                     return end;
                 }
-                Some(Err(instead)) => return instead,
-                None => {}
+                Awaited::Violation => {
+                    self.client.linger(self.place.close_timeout).await;
+                    return End::Violation;
+                }
+                Awaited::Gone => return End::ClientGone,
             }
             let resources = self.client.resources();
             if resources.phase() == Phase::Cutting || resources.timers.now() >= deadline {
@@ -330,13 +363,13 @@ impl Messages {
         }
     }
 
-    /// Receives once while the client's Close is awaited: `Ok` once it has come.
-    fn discard_until_close(&self, endpoint: &mut Endpoint) -> Option<Result<(), End>> {
+    /// Receives once while the client's Close is awaited.
+    fn discard_until_close(&self, endpoint: &mut Endpoint) -> Awaited {
         let mut scratch = self.place.resources().scratch.lend();
         let size = match self.client.stream.receive_now(&mut scratch) {
             Received::Bytes(size) => size,
-            Received::Nothing => return None,
-            Received::End => return Some(Err(End::ClientGone)),
+            Received::Nothing => return Awaited::Nothing,
+            Received::End => return Awaited::Gone,
         };
         let cells = self.place.cells();
         cells.wire_bytes(Direction::Received).add(size as u64);
@@ -344,12 +377,12 @@ impl Messages {
         let event = endpoint.receive(&self.place.rules, &mut exchange);
         count(cells, Direction::Received, &exchange.received);
         match event {
-            Ok(Some(_)) => Some(Ok(())),
-            Ok(None) => None,
+            Ok(None) => Awaited::Nothing,
+            Ok(Some(_)) => Awaited::Close,
             // Nothing is sent after a Close, so the rule that was broken is counted and that is all.
             Err(violation) => {
                 cells.violation(violation.kind());
-                Some(Err(End::Violation))
+                Awaited::Violation
             }
         }
     }
@@ -358,20 +391,23 @@ impl Messages {
     async fn send_frame(&self, opcode: Opcode, payload: &[u8]) -> Result<(), End> {
         let mut frame = Vec::with_capacity(payload.len() + 2);
         frame::append(&mut frame, opcode, true, payload, None);
-        let cells = self.place.cells();
-        cells.frames(Direction::Sent, frame_kind(opcode)).increment();
-        cells.payload_bytes(Direction::Sent).add(payload.len() as u64);
-        cells.wire_bytes(Direction::Sent).add(frame.len() as u64);
+        count_frame(self.place.cells(), opcode, payload.len(), frame.len());
         let sent = self.client.stream.send_now(&frame).map_err(|Gone| End::ClientGone)?;
         if sent < frame.len() {
             self.client.flush(&frame[sent..], self.place.write_timeout).await?;
         }
         Ok(())
     }
+}
 
-    /// The time since the shard's clock began, in microseconds.
-    fn elapsed_us(&self) -> u64 {
-        elapsed_us(&self.place)
+impl Kept {
+    fn is_nothing(&self) -> bool {
+        self.early.is_none() && self.endpoint.is_at_rest() && self.allowance.is_none()
+    }
+
+    #[inline]
+    fn boxed(self) -> Option<Box<Self>> {
+        if self.is_nothing() { None } else { Some(Box::new(self)) }
     }
 }
 
@@ -423,9 +459,11 @@ fn count(cells: &PortCells, direction: Direction, tally: &Tally) {
     cells.payload_bytes(direction).add(tally.payload_bytes);
 }
 
-/// A ping says when it was sent, so that its pong tells the round trip and nothing is kept in between.
-fn ping_payload(elapsed_us: u64) -> [u8; 8] {
-    elapsed_us.to_be_bytes()
+/// Counts one frame of our own.
+fn count_frame(cells: &PortCells, opcode: Opcode, payload_size: usize, wire_size: usize) {
+    cells.frames(Direction::Sent, FrameKind::ALL[opcode.index()]).increment();
+    cells.payload_bytes(Direction::Sent).add(payload_size as u64);
+    cells.wire_bytes(Direction::Sent).add(wire_size as u64);
 }
 
 /// Counts the round trip of the Ping that this Pong answers; `false` where it answers none of ours.
@@ -442,11 +480,9 @@ fn observe_pong(exchange: &Exchange<'_>, payload: &Payload, place: &Place) -> bo
     true
 }
 
+/// The time since the shard's clock began, in microseconds. A ping carries it, so that its pong tells the round trip
+/// and nothing is kept in between.
 fn elapsed_us(place: &Place) -> u64 {
     let elapsed = clock::now().saturating_duration_since(place.resources().timers.origin());
     u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn frame_kind(opcode: Opcode) -> FrameKind {
-    FrameKind::ALL[opcode.index()]
 }

@@ -23,7 +23,7 @@ use crate::protocol::http::scan::HeadScan;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
 use crate::route::policy;
 use crate::service::messages::Messages;
-use crate::service::{Client, Life, Phase, Place, page};
+use crate::service::{Client, Life, Phase, Place, Port, page};
 
 /// A connection whose request has not been answered yet.
 struct Connection {
@@ -60,17 +60,16 @@ pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
     let is_admitted = life.admit();
     let timer = table.port().resources.timers.timer();
     let client = Client { stream, timer, life };
-    let answer = || {
+    contain_now(|| {
         if !is_admitted {
             return refuse_at_limit(client, table);
         }
         let mut connection = Connection::new(client, table);
         match connection.look() {
             Step::Open { place, unsent, early } if unsent.is_empty() => open(connection.client, place, early),
-            step => spawn(table, connection.go_on(step)),
+            step => drop(monoio::spawn(contain(connection.go_on(step)))),
         }
-    };
-    contain_now(answer, || table.port().cells.panics.increment());
+    });
 }
 
 impl Connection {
@@ -91,8 +90,7 @@ impl Connection {
 
     /// Waits for the bytes that the first look missed, until the request is answered.
     async fn go_on(mut self, mut step: Step) {
-        let cells = Rc::clone(self.table.port());
-        cells.cells.handshakes_in_progress.add(1);
+        let waiting = Waiting::begin(self.table.port());
         let end = loop {
             step = match step {
                 Step::Wait => self.wait().await,
@@ -102,12 +100,13 @@ impl Connection {
                 },
                 Step::Open { place, unsent, early } => match self.flush(&unsent).await {
                     Ok(()) => {
-                        cells.cells.handshakes_in_progress.sub(1);
+                        drop(waiting);
                         return open(self.client, place, early);
                     }
                     Err(end) => Step::Gone(end),
                 },
                 Step::Leave { unsent, end } => {
+                    drop(waiting);
                     if let Err(end) = self.flush(&unsent).await {
                         break end;
                     }
@@ -117,20 +116,21 @@ impl Connection {
                 Step::Gone(end) => break end,
             };
         };
-        cells.cells.handshakes_in_progress.sub(1);
         self.client.life.end(end);
     }
 
     /// Waits for bytes, and looks at them.
     async fn wait(&mut self) -> Step {
         let resources = Rc::clone(self.client.resources());
-        if resources.phase() == Phase::Draining && self.is_silent() {
-            return self.leave_for_drain();
+        match resources.phase() {
+            Phase::Serving => {}
+            Phase::Draining if self.is_silent() => return self.leave_for_drain(),
+            Phase::Draining => {}
+            Phase::Cutting => return Step::Gone(End::Shutdown),
         }
         self.client.timer.set(self.deadline);
         match self.client.wait().await {
             Some(_) => self.look(),
-            None if resources.phase() == Phase::Cutting => Step::Gone(End::Shutdown),
             None if resources.timers.now() >= self.deadline => self.time_out(),
             None => Step::Wait,
         }
@@ -340,16 +340,27 @@ impl Connection {
     }
 }
 
-/// The open connection, a task of its own.
-fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) {
-    let port = Rc::clone(client.life.port());
-    Messages::new(client, place).spawn(early, move || port.cells.panics.increment());
+/// Counts a handshake that is in progress.
+struct Waiting {
+    port: Rc<Port>,
 }
 
-/// A task that answers a connection whose head was not there at once, or that lets it go.
-fn spawn(table: &Rc<Table>, task: impl Future<Output = ()> + 'static) {
-    let port = Rc::clone(table.port());
-    monoio::spawn(contain(task, move || port.cells.panics.increment()));
+impl Waiting {
+    fn begin(port: &Rc<Port>) -> Self {
+        port.cells.handshakes_in_progress.add(1);
+        Self { port: Rc::clone(port) }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.port.cells.handshakes_in_progress.sub(1);
+    }
+}
+
+/// The open connection, a task of its own.
+fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) {
+    Messages::new(client, place, early).spawn();
 }
 
 /// Answers a connection for which there is no room, without waiting for its request.
@@ -360,10 +371,10 @@ fn refuse_at_limit(client: Client, table: &Rc<Table>) {
     let _ = connection.client.stream.receive_now(&mut resources.scratch.lend());
     let step = connection.refuse(Refusal::ConnectionLimit { retry_after_s: retry_after_s() }, None, false);
     match table.linger_at_limit() {
-        Some(guard) => spawn(table, async move {
+        Some(guard) => drop(monoio::spawn(contain(async move {
             connection.go_on(step).await;
             drop(guard);
-        }),
+        }))),
         // Even letting clients go politely takes descriptors, and there are no more for that.
         None => connection.client.life.end(End::Limit),
     }

@@ -102,11 +102,18 @@ impl Endpoint {
             && self.sequence.is_between_messages()
     }
 
+    /// Bytes of memory that it holds between reads: in proportion to what has arrived of what is unfinished.
+    pub fn held_size(&self) -> usize {
+        self.carried.capacity() + self.message.as_ref().map_or(0, |message| message.bytes.capacity())
+    }
+
     /// Takes note that this side has sent a Close: from now on messages and pings are discarded, and only the peer's
     /// Close is reported (RFC 6455 section 5.5.1).
     pub fn close_sent(&mut self) {
         if self.closing == Closing::Open {
             self.closing = Closing::Sent;
+            // What is still to come of an unfinished message is discarded with the rest.
+            self.message = None;
         }
     }
 
@@ -203,9 +210,7 @@ impl Endpoint {
                 break parsed;
             }
             debug_assert!(self.carried.len() < HEADER_SIZE_MAX);
-            let Some(byte) = exchange.rest().first().copied() else {
-                return Ok(None);
-            };
+            let Some(byte) = exchange.rest().first().copied() else { return Ok(None) };
             self.carried.push(byte);
             exchange.consumed += 1;
         };
@@ -289,9 +294,7 @@ impl Endpoint {
             return Ok(None);
         }
         // Without a message the endpoint has sent its Close, and what arrives is discarded.
-        let Some(message) = self.message.take() else {
-            return Ok(None);
-        };
+        let Some(message) = self.message.take() else { return Ok(None) };
         if message.kind == MessageKind::Text {
             message.utf8.finish().map_err(|_| Violation::InvalidUtf8)?;
         }
@@ -500,6 +503,27 @@ mod tests {
         let event = endpoint.receive(&RULES, &mut exchange);
         assert_eq!(event, Ok(Some(Event::Close(Some(CloseCode::GOING_AWAY)))));
         assert_eq!(endpoint.receive(&RULES, &mut exchange), Ok(None));
+    }
+
+    #[test]
+    fn a_message_that_our_close_cuts_off_is_not_reported() {
+        let input = frames(&[
+            (Opcode::Text, false, b"before"),
+            (Opcode::Continuation, true, b"after"),
+            (Opcode::Close, true, b"\x03\xe9"),
+        ]);
+        for first in 1..input.len() - 8 {
+            let (mut before, mut after) = (input[..first].to_vec(), input[first..].to_vec());
+            let mut endpoint = Endpoint::new();
+            assert_eq!(endpoint.receive(&RULES, &mut Exchange::new(&mut before)), Ok(None));
+            endpoint.close_sent();
+            let event = endpoint.receive(&RULES, &mut Exchange::new(&mut after));
+            assert_eq!(
+                event,
+                Ok(Some(Event::Close(Some(CloseCode::GOING_AWAY)))),
+                "closed after {first} bytes"
+            );
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ pub mod close;
 pub mod endpoint;
 pub mod exchange;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod handshake;
 pub mod keepalive;
 pub mod mask;

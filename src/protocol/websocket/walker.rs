@@ -1,7 +1,8 @@
 //! Frames mode: frames are walked, counted and limited where they lie, and their bytes passed on as they came.
 //!
-//! Relays use it: nothing is unmasked, assembled or copied. Text is not checked for UTF-8, which is left to the
-//! endpoint that reads it (RFC 6455 section 8.1).
+//! Relays use it: nothing is unmasked, assembled or copied, but for a header that a read cuts off, which is held until
+//! it is known to be good. Text is not checked for UTF-8, which is left to the endpoint that reads it (RFC 6455
+//! section 8.1).
 
 use super::close::CloseCode;
 use super::frame::{HEADER_SIZE_MAX, Header, Opcode, Rules, Sequence, Tally};
@@ -14,24 +15,32 @@ pub struct Walker {
     sequence: Sequence,
     /// Bytes of the current frame's payload that are still to come.
     missing: u64,
-    /// The beginning of a header that the last read cut off.
-    carried: [u8; HEADER_SIZE_MAX],
-    carried_size: u8,
-    close: Option<ArrivingClose>,
+    /// The beginning of a frame that the last read cut off.
+    held: Held,
+    /// The Close whose reason is passing; once it has passed, nothing else does.
+    close: Option<PassingClose>,
 }
 
-/// A Close whose code is arriving; once it has, whatever follows is not passed on.
 #[derive(Clone, Copy, Debug)]
-struct ArrivingClose {
-    header: Header,
-    code: [u8; 2],
-    code_size: u8,
+struct PassingClose {
+    code: Option<CloseCode>,
+}
+
+/// The beginning of a frame: as much of its header, and of the code of a Close, as has arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The longest header; that of a Close is shorter by more than its code takes.
+    bytes: [u8; HEADER_SIZE_MAX],
+    size: u8,
 }
 
 /// What a walk over the bytes of one read found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walked {
-    /// How many of the bytes may be passed on: all, or those before a violation, or up to the end of a Close.
+    /// Bytes of earlier reads that are passed on before these; nearly always none.
+    pub held: Held,
+    /// How many of the bytes may be passed on: all but the beginning of a header, or those before the frame that broke
+    /// a rule, or up to the end of a Close.
     pub pass: usize,
     /// How this direction ended, if it did.
     pub end: Option<WalkEnd>,
@@ -42,7 +51,7 @@ pub struct Walked {
 pub enum WalkEnd {
     /// With a Close and its code.
     Close(Option<CloseCode>),
-    /// With a rule broken.
+    /// With a rule broken, and nothing passed on of the frame that broke it.
     Violation(Violation),
 }
 
@@ -52,111 +61,126 @@ impl Walker {
         Self::default()
     }
 
-    /// Whether the bytes so far end with a frame, so that a frame of our own may follow them.
+    /// Whether the bytes passed on so far end with a frame, so that a frame of our own may follow them.
     pub const fn is_between_frames(&self) -> bool {
-        self.missing == 0 && self.carried_size == 0
+        self.missing == 0
     }
 
-    /// Walks the bytes of one read.
+    /// Walks the bytes of one read. After an end there is nothing more to walk.
     pub fn walk(&mut self, rules: &Rules, bytes: &[u8], tally: &mut Tally) -> Walked {
-        let mut position = 0;
+        let mut walked = Walked { held: Held::default(), pass: 0, end: None };
+        if self.held.size > 0 {
+            let held = self.held;
+            match self.complete_held(rules, bytes, tally) {
+                Ok(Some(taken)) => {
+                    walked.held = held;
+                    walked.pass = taken;
+                }
+                Ok(None) => return walked,
+                Err(violation) => {
+                    walked.end = Some(WalkEnd::Violation(violation));
+                    return walked;
+                }
+            }
+        }
         loop {
-            let payload = take(&mut position, bytes, self.missing);
-            self.missing -= payload.len() as u64;
-            if let Some(close) = &mut self.close {
-                close.collect(payload);
-                if self.missing == 0 {
-                    let end = match close.code() {
-                        Ok(code) => WalkEnd::Close(code),
-                        Err(violation) => WalkEnd::Violation(violation),
-                    };
-                    return Walked { pass: position, end: Some(end) };
-                }
+            let rest = &bytes[walked.pass..];
+            let payload_size =
+                usize::try_from(self.missing).map_or(rest.len(), |missing| missing.min(rest.len()));
+            self.missing -= payload_size as u64;
+            walked.pass += payload_size;
+            if self.missing > 0 {
+                return walked;
             }
-            if position == bytes.len() {
-                return Walked { pass: position, end: None };
+            if let Some(PassingClose { code }) = self.close {
+                walked.end = Some(WalkEnd::Close(code));
+                return walked;
             }
-            // A frame's first byte is passed on only with its whole header, so that a violation passes nothing of it.
-            let start = position;
-            match self.header(rules, bytes, &mut position) {
+            let rest = &rest[payload_size..];
+            match self.begin_frame(rules, rest, tally) {
+                Ok(Some(size)) => walked.pass += size,
                 Ok(None) => {
-                    return Walked { pass: position, end: None };
-                }
-                Ok(Some(header)) => {
-                    if let Err(violation) = self.sequence.admit(&header, rules) {
-                        return Walked { pass: start, end: Some(WalkEnd::Violation(violation)) };
-                    }
-                    tally.count(&header);
-                    self.missing = header.payload_size;
-                    if header.opcode == Opcode::Close {
-                        self.close = Some(ArrivingClose { header, code: [0; 2], code_size: 0 });
-                    }
+                    self.held.extend(rest);
+                    return walked;
                 }
                 Err(violation) => {
-                    return Walked { pass: start, end: Some(WalkEnd::Violation(violation)) };
+                    walked.end = Some(WalkEnd::Violation(violation));
+                    return walked;
                 }
             }
         }
     }
 
-    /// Takes a header at `position`, or what there is of one.
-    fn header(
+    /// Completes what is held, byte by byte, and returns how many it took; `None` where they do not suffice.
+    #[cold]
+    fn complete_held(
         &mut self,
         rules: &Rules,
         bytes: &[u8],
-        position: &mut usize,
-    ) -> Result<Option<Header>, Violation> {
-        if self.carried_size == 0
-            && let Some((header, size)) = Header::parse(&bytes[*position..], rules)?
-        {
-            *position += size;
-            return Ok(Some(header));
-        }
-        while let Some(byte) = bytes.get(*position) {
-            self.carried[usize::from(self.carried_size)] = *byte;
-            self.carried_size += 1;
-            *position += 1;
-            if let Some((header, _)) = Header::parse(&self.carried[..usize::from(self.carried_size)], rules)?
-            {
-                self.carried_size = 0;
-                return Ok(Some(header));
+        tally: &mut Tally,
+    ) -> Result<Option<usize>, Violation> {
+        for (index, byte) in bytes.iter().enumerate() {
+            self.held.extend(&[*byte]);
+            let held = self.held;
+            if self.begin_frame(rules, held.as_bytes(), tally)?.is_some() {
+                self.held = Held::default();
+                return Ok(Some(index + 1));
             }
         }
         Ok(None)
     }
-}
 
-impl ArrivingClose {
-    fn collect(&mut self, payload: &[u8]) {
-        for byte in payload.iter().take(2 - usize::from(self.code_size)) {
-            self.code[usize::from(self.code_size)] = *byte;
-            self.code_size += 1;
-        }
-    }
-
-    fn code(&self) -> Result<Option<CloseCode>, Violation> {
-        match self.code_size {
-            0 => Ok(None),
-            1 => Err(Violation::ClosePayloadOneByte),
-            _ => {
-                let mut bytes = self.code;
-                if let Some(key) = self.header.mask {
-                    mask::apply(&mut bytes, key, 0);
+    /// Takes a header, and the code of a Close with it; returns their size, or `None` where bytes are missing.
+    fn begin_frame(
+        &mut self,
+        rules: &Rules,
+        bytes: &[u8],
+        tally: &mut Tally,
+    ) -> Result<Option<usize>, Violation> {
+        let Some((header, mut size)) = Header::parse(bytes, rules)? else { return Ok(None) };
+        if header.opcode == Opcode::Close {
+            let (code, code_size) = match header.payload_size {
+                0 => (None, 0),
+                1 => return Err(Violation::ClosePayloadOneByte),
+                _ => {
+                    let Some(code) = bytes[size..].first_chunk() else { return Ok(None) };
+                    (Some(close_code(*code, &header)?), code.len())
                 }
-                let code = u16::from_be_bytes(bytes);
-                CloseCode::new(code).map(Some).ok_or(Violation::CloseCodeInvalid { code })
-            }
+            };
+            self.close = Some(PassingClose { code });
+            size += code_size;
+            self.missing = header.payload_size - code_size as u64;
+        } else {
+            self.sequence.admit(&header, rules)?;
+            self.missing = header.payload_size;
+        }
+        tally.count(&header);
+        Ok(Some(size))
+    }
+}
+
+impl Held {
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.size)]
+    }
+
+    /// Holds more: of one frame, and never as much as would complete it.
+    fn extend(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.bytes[usize::from(self.size)] = *byte;
+            self.size += 1;
         }
     }
 }
 
-/// The next bytes, at most `size`.
-fn take<'a>(position: &mut usize, bytes: &'a [u8], size: u64) -> &'a [u8] {
-    let available = bytes.len() - *position;
-    let size = usize::try_from(size).map_or(available, |size| size.min(available));
-    let taken = &bytes[*position..*position + size];
-    *position += size;
-    taken
+/// The code at the start of a Close's payload, as it came.
+fn close_code(mut bytes: [u8; 2], header: &Header) -> Result<CloseCode, Violation> {
+    if let Some(key) = header.mask {
+        mask::apply(&mut bytes, key, 0);
+    }
+    let code = u16::from_be_bytes(bytes);
+    CloseCode::new(code).ok_or(Violation::CloseCodeInvalid { code })
 }
 
 #[cfg(test)]
@@ -186,7 +210,7 @@ mod tests {
             for piece in [&bytes[..first], &bytes[first..]] {
                 if end.is_none() {
                     let walked = walker.walk(&RULES, piece, &mut tally);
-                    passed += walked.pass;
+                    passed += walked.held.as_bytes().len() + walked.pass;
                     end = walked.end;
                 }
             }
@@ -197,16 +221,31 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_violating_frame_is_passed_on() {
-        let mut bytes = stream();
-        bytes.truncate(bytes.len() - 12);
-        let good = bytes.len();
-        bytes.extend_from_slice(b"\x83\x80abcd");
-        let walked = Walker::new().walk(&RULES, &bytes, &mut Tally::default());
-        assert_eq!(
-            walked,
-            Walked { pass: good, end: Some(WalkEnd::Violation(Violation::ReservedOpcode { opcode: 3 })) }
-        );
+    fn nothing_of_a_violating_frame_is_passed_on_however_it_is_split() {
+        let good = stream().len() - 12;
+        for (frame, violation) in [
+            (&b"\x83\x80abcd"[..], Violation::ReservedOpcode { opcode: 3 }),
+            (b"\x80\x80abcd", Violation::UnexpectedContinuation),
+            (b"\x88\x81abcd", Violation::ClosePayloadOneByte),
+            (b"\x88\x82\0\0\0\0\x03\xed", Violation::CloseCodeInvalid { code: 1005 }),
+        ] {
+            let bytes = [&stream()[..good], frame].concat();
+            for first in 0..bytes.len() {
+                let (mut walker, mut passed, mut end) = (Walker::new(), Vec::new(), None);
+                for piece in [&bytes[..first], &bytes[first..]] {
+                    let found = walker.walk(&RULES, piece, &mut Tally::default());
+                    passed.extend_from_slice(found.held.as_bytes());
+                    passed.extend_from_slice(&piece[..found.pass]);
+                    end = found.end;
+                    if end.is_some() {
+                        break;
+                    }
+                }
+                assert_eq!(end, Some(WalkEnd::Violation(violation)), "split at {first}");
+                assert_eq!(passed, bytes[..good], "split at {first}");
+                assert!(walker.is_between_frames());
+            }
+        }
     }
 
     #[test]
