@@ -59,7 +59,7 @@ families! {
     HandshakeDuration HISTOGRAM "ringway_handshake_duration_seconds" ["port"]
         "Time from accept, or from the end of the request before, to the answer, in seconds.";
     HttpRequests COUNTER "ringway_http_requests_total" ["port" "route" "class"]
-        "Plain HTTP requests answered, by route (none where no route took it) and class of status.";
+        "Requests answered, opening handshakes among them (1xx, or the class of the refusal), by route (none where no route took it) and class of status.";
     Closes COUNTER "ringway_closes_total" ["port" "initiator" "code"]
         "Connections on which a Close was sent, by who sent the first one and its close code.";
     Violations COUNTER "ringway_violations_total" ["port" "kind"]

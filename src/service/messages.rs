@@ -191,12 +191,14 @@ impl Messages {
         self.keepalive.hear(now);
         let mut fresh = Kept::default();
         let kept = self.kept.as_deref_mut().unwrap_or(&mut fresh);
+        let size = bytes.len();
         let mut exchange = Exchange::new(bytes);
         let outcome =
             converse(&mut kept.endpoint, &mut exchange, &self.place, &mut self.keepalive.awaits_pong);
         let outcome = match (&mut kept.allowance, outcome) {
             (Some(allowance), Ok(Heard::Nothing)) => {
-                allowance.take(&self.place.rates, &exchange.received, now).map(|()| Heard::Nothing)
+                let frames = exchange.received.frames_sum();
+                allowance.take(&self.place.rates, frames, size, now).map(|()| Heard::Nothing)
             }
             (_, outcome) => outcome,
         };
@@ -232,6 +234,7 @@ impl Messages {
         exchange.reply_close(Some(violation.close_code()), violation.kind().label());
         Next::Linger(match violation {
             Violation::FrameTooBig { .. } | Violation::MessageTooBig { .. } => End::MessageTooBig,
+            Violation::RateExceeded => End::Limit,
             _ => End::Violation,
         })
     }
@@ -321,7 +324,7 @@ impl Messages {
         let close = [&code.get().to_be_bytes()[..], b"ping timeout"].concat();
         let mut frame = Vec::new();
         frame::append(&mut frame, Opcode::Close, true, &close, None);
-        count_frame(self.place.cells(), Opcode::Close, close.len(), frame.len());
+        count_control_frame(self.place.cells(), Opcode::Close, frame.len());
         let _ = self.client.stream.send_now(&frame);
         self.client.stream.finish();
         Some(End::PongTimeout)
@@ -387,11 +390,11 @@ impl Messages {
         }
     }
 
-    /// Sends one frame of our own.
+    /// Sends one control frame of our own.
     async fn send_frame(&self, opcode: Opcode, payload: &[u8]) -> Result<(), End> {
         let mut frame = Vec::with_capacity(payload.len() + 2);
         frame::append(&mut frame, opcode, true, payload, None);
-        count_frame(self.place.cells(), opcode, payload.len(), frame.len());
+        count_control_frame(self.place.cells(), opcode, frame.len());
         let sent = self.client.stream.send_now(&frame).map_err(|Gone| End::ClientGone)?;
         if sent < frame.len() {
             self.client.flush(&frame[sent..], self.place.write_timeout).await?;
@@ -459,10 +462,9 @@ fn count(cells: &PortCells, direction: Direction, tally: &Tally) {
     cells.payload_bytes(direction).add(tally.payload_bytes);
 }
 
-/// Counts one frame of our own.
-fn count_frame(cells: &PortCells, opcode: Opcode, payload_size: usize, wire_size: usize) {
+/// Counts one control frame of our own.
+fn count_control_frame(cells: &PortCells, opcode: Opcode, wire_size: usize) {
     cells.frames(Direction::Sent, FrameKind::ALL[opcode.index()]).increment();
-    cells.payload_bytes(Direction::Sent).add(payload_size as u64);
     cells.wire_bytes(Direction::Sent).add(wire_size as u64);
 }
 

@@ -57,7 +57,7 @@ impl Mailbox {
     /// Sends a message and wakes the shard.
     ///
     /// # Errors
-    /// [`Stopped`] where the shard has ended, or is stuck with [`CAPACITY`] messages unread.
+    /// [`Stopped`] where the shard has ended, or has left so many messages unread that it is stuck.
     pub fn send(&self, mail: Mail) -> Result<(), Stopped> {
         match self.sender.try_send(mail) {
             Ok(()) => {

@@ -275,7 +275,7 @@ pub struct Tally {
     pub frames: [u32; Opcode::COUNT],
     /// Data messages whose last fragment was seen.
     pub messages: u32,
-    /// Bytes of payload, of control frames too.
+    /// Bytes of payload of data frames.
     pub payload_bytes: u64,
 }
 
@@ -284,8 +284,10 @@ impl Tally {
     #[inline]
     pub fn count(&mut self, header: &Header) {
         self.frames[header.opcode.index()] += 1;
-        self.messages += u32::from(header.fin && !header.opcode.is_control());
-        self.payload_bytes += header.payload_size;
+        if !header.opcode.is_control() {
+            self.messages += u32::from(header.fin);
+            self.payload_bytes += header.payload_size;
+        }
     }
 
     /// All frames, control frames too.

@@ -1,6 +1,5 @@
 //! How many frames and bytes a connection may send in a second.
 
-use super::frame::Tally;
 use super::keepalive::Tick;
 use super::violation::Violation;
 
@@ -9,7 +8,7 @@ use super::violation::Violation;
 pub struct Rates {
     /// Frames in a second, control frames too: a flood of pings is a flood.
     pub frames_per_s: u32,
-    /// Bytes of payload in a second.
+    /// Bytes in a second, headers too.
     pub bytes_per_s: u64,
     /// Ticks in a second.
     pub ticks_per_s: Tick,
@@ -36,22 +35,16 @@ impl Allowance {
         }
     }
 
-    /// Takes what was received out of the bucket.
+    /// Takes what came in one read out of the bucket: frames whose header was seen, and bytes as they arrived.
     ///
     /// # Errors
     /// [`Violation::RateExceeded`] where that is more than it holds.
-    pub fn take(&mut self, rates: &Rates, received: &Tally, now: Tick) -> Result<(), Violation> {
+    pub fn take(&mut self, rates: &Rates, frames: u32, bytes: usize, now: Tick) -> Result<(), Violation> {
         let elapsed = u64::from(now.saturating_sub(self.filled));
         let per_s = u64::from(rates.ticks_per_s);
         self.filled = now;
-        take_from(
-            &mut self.frames,
-            u64::from(rates.frames_per_s),
-            u64::from(received.frames_sum()),
-            elapsed,
-            per_s,
-        )?;
-        take_from(&mut self.bytes, rates.bytes_per_s, received.payload_bytes, elapsed, per_s)
+        take_from(&mut self.frames, u64::from(rates.frames_per_s), u64::from(frames), elapsed, per_s)?;
+        take_from(&mut self.bytes, rates.bytes_per_s, bytes as u64, elapsed, per_s)
     }
 }
 
@@ -69,18 +62,14 @@ fn take_from(level: &mut u64, rate: u64, amount: u64, elapsed: u64, per_s: u64) 
 mod tests {
     use super::*;
 
-    fn frames(count: u32, payload_bytes: u64) -> Tally {
-        Tally { frames: [0, count, 0, 0, 0, 0], messages: count, payload_bytes }
-    }
-
     #[test]
     fn a_second_holds_what_is_allowed_and_no_more() {
         let rates = Rates { frames_per_s: 10, bytes_per_s: 0, ticks_per_s: 10 };
         let mut allowance = Allowance::new(&rates, 0);
-        assert_eq!(allowance.take(&rates, &frames(10, 9999), 0), Ok(()));
-        assert_eq!(allowance.take(&rates, &frames(1, 0), 0), Err(Violation::RateExceeded));
-        assert_eq!(allowance.take(&rates, &frames(5, 0), 5), Ok(()));
-        assert_eq!(allowance.take(&rates, &frames(11, 0), 1000), Err(Violation::RateExceeded));
+        assert_eq!(allowance.take(&rates, 10, 9999, 0), Ok(()));
+        assert_eq!(allowance.take(&rates, 1, 0, 0), Err(Violation::RateExceeded));
+        assert_eq!(allowance.take(&rates, 5, 0, 5), Ok(()));
+        assert_eq!(allowance.take(&rates, 11, 0, 1000), Err(Violation::RateExceeded));
     }
 
     #[test]
@@ -88,7 +77,7 @@ mod tests {
         let rates = Rates { frames_per_s: 5, bytes_per_s: 0, ticks_per_s: 10 };
         let mut allowance = Allowance::new(&rates, 0);
         for now in 0..1000 {
-            assert_eq!(allowance.take(&rates, &frames(now % 2, 0), now), Ok(()));
+            assert_eq!(allowance.take(&rates, now % 2, 0, now), Ok(()));
         }
     }
 
@@ -96,7 +85,7 @@ mod tests {
     fn bytes_are_limited_apart_from_frames() {
         let rates = Rates { frames_per_s: 0, bytes_per_s: 1000, ticks_per_s: 10 };
         let mut allowance = Allowance::new(&rates, 0);
-        assert_eq!(allowance.take(&rates, &frames(500, 1000), 0), Ok(()));
-        assert_eq!(allowance.take(&rates, &frames(1, 101), 1), Err(Violation::RateExceeded));
+        assert_eq!(allowance.take(&rates, 500, 1000, 0), Ok(()));
+        assert_eq!(allowance.take(&rates, 1, 101, 1), Err(Violation::RateExceeded));
     }
 }

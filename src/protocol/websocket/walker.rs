@@ -216,7 +216,7 @@ mod tests {
             }
             assert_eq!(end, Some(WalkEnd::Close(CloseCode::new(4000))), "split at {first}");
             assert_eq!(passed, stream().len());
-            assert_eq!(tally, Tally { frames: [1, 1, 1, 1, 1, 0], messages: 2, payload_bytes: 311 });
+            assert_eq!(tally, Tally { frames: [1, 1, 1, 1, 1, 0], messages: 2, payload_bytes: 305 });
         }
     }
 
