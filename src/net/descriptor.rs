@@ -3,7 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
+use monoio::BufResult;
+use monoio::buf::Slice;
+use monoio::io::{CancelHandle, CancelableAsyncReadRent, CancelableAsyncWriteRent};
 use monoio::net::UnixStream;
+
+use super::pool::Buffer;
 
 /// Anything that polls: a TCP connection, a listener, a timer, the end of a mailbox.
 ///
@@ -38,6 +43,24 @@ impl Descriptor {
     /// Where the poll fails.
     pub fn writable(&self) -> impl Future<Output = io::Result<()>> {
         self.handle.writable(false)
+    }
+
+    /// Receives through the ring, which holds the buffer meanwhile.
+    pub(super) fn receive(
+        &mut self,
+        buffer: Buffer,
+        cancel: CancelHandle,
+    ) -> impl Future<Output = BufResult<usize, Buffer>> {
+        self.handle.cancelable_read(buffer, cancel)
+    }
+
+    /// Sends through the ring, which holds the buffer meanwhile.
+    pub(super) fn send(
+        &mut self,
+        bytes: Slice<Buffer>,
+        cancel: CancelHandle,
+    ) -> impl Future<Output = BufResult<usize, Slice<Buffer>>> {
+        self.handle.cancelable_write(bytes, cancel)
     }
 
     /// Closes the descriptor before this returns.

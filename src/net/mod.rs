@@ -7,6 +7,7 @@ pub mod descriptor;
 pub mod driver;
 pub mod limits;
 pub mod listen;
+pub mod pool;
 pub mod scratch;
 pub mod stream;
 pub mod timers;

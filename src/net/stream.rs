@@ -1,12 +1,20 @@
 //! A client's byte stream.
 
 use std::io;
+use std::mem;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::{Pin, pin};
+
+use monoio::buf::IoBuf;
+use monoio::io::{CancelHandle, Canceller};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use super::descriptor::Descriptor;
+use super::pool::Buffer;
+use super::timers::{Tick, Timer};
 
 /// A connection's bytes, in both directions.
 ///
@@ -30,6 +38,39 @@ pub enum Received {
 /// The peer cannot be written to any more: it reset the connection, or we cut it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
+
+/// What cancels the operations of one connection in the ring.
+#[derive(Default)]
+pub struct Cancel {
+    canceller: Canceller,
+}
+
+impl Cancel {
+    fn handle(&self) -> CancelHandle {
+        self.canceller.handle()
+    }
+
+    /// Runs an operation that has this canceller's handle.
+    async fn run<F: Future>(
+        &mut self,
+        mut operation: Pin<&mut F>,
+        timer: &Timer,
+        mut wait_on: impl FnMut() -> Option<Tick>,
+    ) -> F::Output {
+        loop {
+            if let Some(output) = timer.race(operation.as_mut()).await {
+                return output;
+            }
+            match wait_on() {
+                Some(deadline) => timer.set(deadline),
+                None => {
+                    self.canceller = mem::take(&mut self.canceller).cancel();
+                    return operation.await;
+                }
+            }
+        }
+    }
+}
 
 impl Stream {
     /// Takes an accepted socket over.
@@ -85,6 +126,48 @@ impl Stream {
                 Err(_) => Err(Gone),
             };
         }
+    }
+
+    /// Receives through the ring.
+    ///
+    /// Once the deadline has passed, `wait_on` is asked for the next one; where there is none the operation is
+    /// cancelled, and its outcome awaited: bytes that came at the last moment are not lost.
+    pub async fn receive(
+        &mut self,
+        buffer: Buffer,
+        cancel: &mut Cancel,
+        timer: &Timer,
+        wait_on: impl FnMut() -> Option<Tick>,
+    ) -> (Received, Buffer) {
+        let operation = pin!(self.descriptor.receive(buffer, cancel.handle()));
+        let (outcome, buffer) = cancel.run(operation, timer, wait_on).await;
+        let received = match outcome {
+            Ok(0) => Received::End,
+            Ok(size) => Received::Bytes(size),
+            Err(error) if error.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) => Received::Nothing,
+            Err(_) => Received::End,
+        };
+        (received, buffer)
+    }
+
+    /// Sends a range of the buffer through the ring, and returns how many bytes were sent: at least one.
+    ///
+    /// Deadlines are as with [`Self::receive`]. What became of the bytes of a cancelled send is not known, so the
+    /// connection is of no more use.
+    ///
+    /// # Errors
+    /// [`Gone`], also where the send was cancelled.
+    pub async fn send(
+        &mut self,
+        buffer: Buffer,
+        range: Range<usize>,
+        cancel: &mut Cancel,
+        timer: &Timer,
+        wait_on: impl FnMut() -> Option<Tick>,
+    ) -> (Result<usize, Gone>, Buffer) {
+        let operation = pin!(self.descriptor.send(buffer.slice(range), cancel.handle()));
+        let (outcome, bytes) = cancel.run(operation, timer, wait_on).await;
+        (outcome.map_err(|_| Gone), bytes.into_inner())
     }
 
     /// Says that nothing more will be sent; what was sent still arrives.

@@ -4,6 +4,8 @@
 //! composes the replies where the frames stood, and sends them before it waits again. What cannot be sent at once is
 //! kept and nothing is read until it is gone; that is all the backpressure there is.
 
+mod hot;
+
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -47,6 +49,8 @@ struct Kept {
 enum Turn {
     /// Wait for more.
     Wait,
+    /// Wait for more, which is likely to come soon.
+    WarmUp,
     /// Send this first.
     Flush { unsent: Unsent, then: Next },
     /// Nothing is left to send.
@@ -136,13 +140,13 @@ impl Messages {
             if self.client.wait().await.is_none() {
                 continue;
             }
-            match self.turn() {
-                Turn::Wait => {}
-                turn => {
-                    if let Some(end) = Box::pin(self.settle(turn)).await {
-                        return end;
-                    }
-                }
+            let end = match self.turn() {
+                Turn::Wait => None,
+                Turn::WarmUp => Box::pin(self.run_hot()).await,
+                turn => Box::pin(self.settle(turn)).await,
+            };
+            if let Some(end) = end {
+                return end;
             }
         }
     }
@@ -158,7 +162,13 @@ impl Messages {
         let place = Rc::clone(&self.place);
         let mut scratch = place.resources().scratch.lend();
         match self.client.stream.receive_now(&mut scratch) {
-            Received::Bytes(size) => self.answer_and_send(&mut scratch[..size]),
+            Received::Bytes(size) => {
+                let since = place.resources().timers.now() - self.keepalive.heard;
+                match self.answer_and_send(&mut scratch[..size]) {
+                    Turn::Wait if since <= hot::BUSY_WITHIN && size <= hot::SMALL_READ_MAX => Turn::WarmUp,
+                    turn => turn,
+                }
+            }
             Received::Nothing => Turn::Wait,
             Received::End => Turn::Next(Next::End(End::ClientGone)),
         }
@@ -260,7 +270,7 @@ impl Messages {
     /// Does what a turn left to do; the end, if that was it.
     async fn settle(&mut self, turn: Turn) -> Option<End> {
         let next = match turn {
-            Turn::Wait => Next::Wait,
+            Turn::Wait | Turn::WarmUp => Next::Wait,
             Turn::Next(next) => next,
             Turn::Flush { unsent, then } => {
                 match self.client.flush(&unsent.bytes[unsent.sent..], self.place.write_timeout).await {
@@ -315,7 +325,7 @@ impl Messages {
     async fn give_up(&mut self) -> Option<End> {
         // A shard that was held up itself may find the answer waiting.
         match self.turn() {
-            Turn::Wait if self.keepalive.unanswered.is_some() => {}
+            Turn::Wait | Turn::WarmUp if self.keepalive.unanswered.is_some() => {}
             turn => return self.settle(turn).await,
         }
         // Whoever does not answer pings will hardly answer a Close. It is told, and not waited for.

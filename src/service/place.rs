@@ -8,6 +8,8 @@ use std::task::Waker;
 use super::admission::Admission;
 use crate::config::{Limits, Service};
 use crate::metrics::{PortCells, ShardCells};
+use crate::net::driver::Driver;
+use crate::net::pool::Pool;
 use crate::net::scratch::Scratch;
 use crate::net::timers::{TICKS_PER_S, Tick, Timers, ticks};
 use crate::protocol::websocket::frame::{Role, Rules};
@@ -32,6 +34,8 @@ pub struct Resources {
     pub timers: Rc<Timers>,
     /// The buffer that is read into.
     pub scratch: Scratch,
+    /// Buffers for busy connections; `None` where there is no ring that could hold one.
+    pub pool: Option<Pool>,
     /// The shard's own counters.
     pub cells: Arc<ShardCells>,
     phase: Cell<Phase>,
@@ -42,10 +46,11 @@ pub struct Resources {
 
 impl Resources {
     /// Those of a shard that begins to serve.
-    pub fn new(cells: Arc<ShardCells>) -> Rc<Self> {
+    pub fn new(cells: Arc<ShardCells>, driver: Driver) -> Rc<Self> {
         Rc::new(Self {
             timers: Timers::new(),
             scratch: Scratch::new(),
+            pool: (driver == Driver::IoUring).then(Pool::default),
             cells,
             phase: Cell::new(Phase::Serving),
             occupied: Cell::new(0),

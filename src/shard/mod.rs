@@ -121,7 +121,7 @@ struct Shard {
 
 impl Shard {
     fn prepare(setup: Setup, driver: Driver) -> io::Result<Self> {
-        let resources = Resources::new(setup.cells);
+        let resources = Resources::new(setup.cells, driver);
         let router = Rc::new(Router::new(&setup.config));
         let mut acceptors = Vec::new();
         for listener in setup.listeners {
@@ -162,6 +162,9 @@ async fn sweep(resources: Rc<Resources>, ticks: Counted) {
         resources.cells.loop_lag_ns.set(u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX));
         resources.cells.cpu_ns.set(u64::try_from(clock::thread_cpu().as_nanos()).unwrap_or(u64::MAX));
         resources.timers.sweep(now);
+        if let Some(pool) = &resources.pool {
+            pool.shrink();
+        }
     }
 }
 

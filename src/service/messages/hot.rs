@@ -1,0 +1,120 @@
+//! A busy connection on a ring: the ring itself receives into a buffer of the connection's own, and sends from it.
+//!
+//! Where many connections are busy, the operations of all of them enter the kernel together. It takes a buffer for as
+//! long as it lasts, so a connection comes here after small reads close to each other, and leaves when it falls quiet,
+//! when its reads grow, or when the clock wants something.
+
+use std::rc::Rc;
+
+use super::{Messages, Next, Turn, Unsent};
+use crate::metrics::{Direction, End, SlowClientOutcome};
+use crate::net::pool::{BUFFER_SIZE, Buffer};
+use crate::net::stream::{Cancel, Gone, Received};
+use crate::net::timers::{TICKS_PER_S, Tick};
+use crate::protocol::websocket::exchange::Outgoing;
+use crate::protocol::websocket::keepalive::{Due, Keepalive};
+use crate::service::place::{Phase, Place};
+
+/// The largest read of a connection that counts as busy with small ones, in bytes.
+pub(super) const SMALL_READ_MAX: usize = BUFFER_SIZE / 2;
+/// How close to each other the reads of a busy connection are.
+pub(super) const BUSY_WITHIN: Tick = 1;
+/// How long nothing has come when a connection counts as quiet.
+const QUIET_AFTER: Tick = TICKS_PER_S;
+
+impl Messages {
+    /// Serves the connection while it is busy; the end, if it came to that.
+    pub(super) async fn run_hot(&mut self) -> Option<End> {
+        let place = Rc::clone(&self.place);
+        let (lease, mut buffer) = place.resources().pool.as_ref()?.lend()?;
+        let mut cancel = Cancel::default();
+        if let Some(deadline) = busy_until(&self.keepalive, &place) {
+            self.client.timer.set(deadline);
+        }
+        let turn = loop {
+            let received;
+            let client = &mut self.client;
+            (received, buffer) = client
+                .stream
+                .receive(buffer, &mut cancel, &client.timer, || busy_until(&self.keepalive, &place))
+                .await;
+            let size = match received {
+                Received::Bytes(size) => size,
+                Received::Nothing => break Turn::Wait,
+                Received::End => break Turn::Next(Next::End(End::ClientGone)),
+            };
+            let (outgoing, next) = self.answer(&mut buffer[..size]);
+            let turn;
+            (turn, buffer) = self.send_hot(buffer, outgoing, next, &mut cancel).await;
+            if !matches!(turn, Turn::Wait) || size > SMALL_READ_MAX {
+                break turn;
+            }
+            if self.client.timer.is_due() {
+                match busy_until(&self.keepalive, &place) {
+                    Some(deadline) => self.client.timer.set(deadline),
+                    None => break Turn::Wait,
+                }
+            }
+        };
+        lease.give_back(buffer);
+        self.settle(turn).await
+    }
+
+    /// Sends the replies to one read through the ring, as far as they lie in the buffer.
+    async fn send_hot(
+        &mut self,
+        buffer: Buffer,
+        outgoing: Outgoing,
+        next: Next,
+        cancel: &mut Cancel,
+    ) -> (Turn, Buffer) {
+        let Outgoing { in_place, spill } = outgoing;
+        let (size, received) = (in_place.len(), buffer.len());
+        let cells = self.place.cells();
+        cells.wire_bytes(Direction::Received).add(received as u64);
+        cells.wire_bytes(Direction::Sent).add((size + spill.len()) as u64);
+        if size == 0 {
+            return (after(Unsent { bytes: spill, sent: 0 }, next), buffer);
+        }
+        let resources = self.place.resources();
+        let deadline = resources.timers.after(self.place.write_timeout);
+        let is_late = || resources.phase() == Phase::Cutting || resources.timers.now() >= deadline;
+        let client = &mut self.client;
+        let wait_on = || if is_late() { None } else { Some(deadline) };
+        let (sent, buffer) =
+            client.stream.send(buffer, in_place.clone(), cancel, &client.timer, wait_on).await;
+        let turn = match sent {
+            Ok(sent) if sent == size => after(Unsent { bytes: spill, sent: 0 }, next),
+            Ok(sent) => after(Unsent { bytes: [&buffer[in_place][sent..], &spill].concat(), sent: 0 }, next),
+            Err(Gone) if is_late() && resources.phase() == Phase::Cutting => {
+                Turn::Next(Next::End(End::Shutdown))
+            }
+            Err(Gone) if is_late() => {
+                cells.slow_client(SlowClientOutcome::Cut);
+                Turn::Next(Next::End(End::SlowClient))
+            }
+            Err(Gone) => Turn::Next(Next::End(next.end())),
+        };
+        (turn, buffer)
+    }
+}
+
+/// How to go on once what was sent is sent.
+fn after(unsent: Unsent, then: Next) -> Turn {
+    match (unsent.bytes.is_empty(), then) {
+        (true, Next::Wait) => Turn::Wait,
+        (true, next) => Turn::Next(next),
+        (false, then) => Turn::Flush { unsent, then },
+    }
+}
+
+/// Until when the connection counts as busy, or `None` where it does not, or where something else is due.
+fn busy_until(keepalive: &Keepalive, place: &Place) -> Option<Tick> {
+    let resources = place.resources();
+    let now = resources.timers.now();
+    let quiet_at = keepalive.heard.saturating_add(QUIET_AFTER);
+    match keepalive.due(&place.patience, now) {
+        Due::At(tick) if quiet_at > now && resources.phase() == Phase::Serving => Some(tick.min(quiet_at)),
+        _ => None,
+    }
+}
