@@ -1,5 +1,6 @@
 //! The command line: from arguments to one command, and from its outcome to an exit code.
 
+mod bench;
 mod check;
 mod completions;
 mod config;
@@ -37,6 +38,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Some(Command::Config(ConfigCommand::Default)) => config::default(),
         Some(Command::Config(ConfigCommand::Show(source))) => config::show(&source),
         Some(Command::Completions { shell }) => completions::run(shell, &mut Arguments::command()),
+        Some(Command::Bench(bench_command)) => bench::run(*bench_command),
         Some(Command::Man) => man::run(Arguments::command()),
     }
 }
@@ -92,6 +94,9 @@ enum Command {
     /// Print a configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Put servers under load and measure what it costs them
+    #[command(subcommand)]
+    Bench(Box<bench::BenchCommand>),
     /// Print the completions of a shell
     Completions {
         /// The shell

@@ -113,6 +113,8 @@ pub enum Problem {
     Repeated { value: String },
     /// A name that another table of the kind has; `line` is where.
     NameTaken { name: String, line: usize },
+    /// The name of a route that stands for requests without one.
+    NameReserved { name: String },
     /// An address and number that another port covers; `line` is where that stands.
     PortTaken { number: u16, line: usize },
     /// A port that only a name can tell from another.
@@ -166,6 +168,9 @@ impl fmt::Display for Problem {
             Self::EmptyList => write!(out, "an empty list lets nothing through"),
             Self::Repeated { value } => write!(out, "{value:?} stands in the list twice"),
             Self::NameTaken { name, line } => write!(out, "the name {name:?} is taken in line {line}"),
+            Self::NameReserved { name } => {
+                write!(out, "the name {name:?} is that of requests which no route took")
+            }
             Self::PortTaken { number, line } => {
                 write!(out, "port {number} at this address is taken in line {line}")
             }
@@ -254,7 +259,9 @@ impl Problem {
             }
             Self::EmptyList => "Remove the key for its default, or put in what is allowed.".into(),
             Self::Repeated { .. } => "Remove one of them.".into(),
-            Self::NameTaken { .. } => "Write name = with another one: it is a label in metrics.".into(),
+            Self::NameTaken { .. } | Self::NameReserved { .. } => {
+                "Write name = with another one: it is a label in metrics.".into()
+            }
             Self::PortTaken { .. } => {
                 "Remove one, or write another number or address; \"::\" covers every address.".into()
             }

@@ -32,6 +32,9 @@ use crate::protocol::http::origin::Origin;
 /// The configuration that a gateway without a file has, commented for those who read it.
 pub const BUILT_IN: &str = include_str!("default.toml");
 
+/// The `route` label of requests that no route took. No route has this name.
+pub const NO_ROUTE: &str = "none";
+
 /// Everything that a gateway is told.
 #[derive(Clone, Debug)]
 pub struct Config {

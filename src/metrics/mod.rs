@@ -18,6 +18,8 @@ use std::time::SystemTime;
 
 use prometheus::{Registry, TextEncoder};
 
+use crate::config::NO_ROUTE;
+
 pub use cell::{Counter, DurationHistogram, Gauge, HistogramTotals, SizeHistogram};
 pub use cells::{PortCells, ShardCells};
 pub use families::{Definition, Family};
@@ -37,9 +39,6 @@ pub const COMMIT: &str = match option_env!("RINGWAY_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
-
-/// The `route` label of requests that no route took. The configuration keeps routes from having this name.
-pub const NO_ROUTE: &str = "none";
 
 /// Every cell of a running gateway, and the registry that exports them.
 pub struct Metrics {

@@ -81,16 +81,30 @@ impl Acceptor {
         }
     }
 
-    /// Stops new connections from entering the queue, so that it can be emptied and closed without losing one.
+    /// Keeps new connections out of the queue, so that it can be emptied and closed without losing one.
     ///
-    /// Closing a listener resets the connections in its queue. A filter that drops every packet keeps new ones out
-    /// first: their SYN goes unanswered, is sent again, and meets a closed port or the successor.
+    /// Closing a listener resets the connections in its queue, and those whose handshake is under way. So a filter
+    /// drops every SYN first: it is sent again, and meets a closed port or the successor. Whoever has had our SYN-ACK
+    /// still gets in, which takes as long as its answer is on its way.
     pub fn refuse_new(&self) {
-        let drop_everything = socket2::SockFilter::new(BPF_RETURN, 0, 0, 0);
+        let filter = [
+            socket2::SockFilter::new(BPF_LOAD_BYTE, 0, 0, TCP_FLAGS_OFFSET),
+            socket2::SockFilter::new(BPF_JUMP_IF_SET, 0, 1, TCP_SYN),
+            socket2::SockFilter::new(BPF_RETURN, 0, 0, 0),
+            socket2::SockFilter::new(BPF_RETURN, 0, 0, u32::MAX),
+        ];
         // Where it fails, closing is as lossy as it always was; there is nothing better to do.
-        let _ = socket2::SockRef::from(&self.descriptor).attach_filter(&[drop_everything]);
+        let _ = socket2::SockRef::from(&self.descriptor).attach_filter(&filter);
     }
 }
 
-/// `BPF_RET | BPF_K`: return the constant operand, zero, the number of bytes to keep.
+/// `BPF_LD | BPF_B | BPF_ABS`: load the byte at the operand, counted from the TCP header.
+const BPF_LOAD_BYTE: u16 = 0x30;
+/// `BPF_JMP | BPF_JSET | BPF_K`: jump by one of two distances, as the byte has a bit of the operand or not.
+const BPF_JUMP_IF_SET: u16 = 0x45;
+/// `BPF_RET | BPF_K`: keep as many bytes of the packet as the operand says.
 const BPF_RETURN: u16 = 0x06;
+/// Where the flags stand in a TCP header (RFC 9293 section 3.1).
+const TCP_FLAGS_OFFSET: u32 = 13;
+/// The flag of a packet that asks for a connection.
+const TCP_SYN: u32 = 0x02;

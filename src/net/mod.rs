@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod clock;
+pub mod connect;
 pub mod contain;
 pub mod descriptor;
 pub mod driver;

@@ -25,13 +25,17 @@ pub struct Lease<'p> {
 }
 
 impl Pool {
+    /// Whether there is one to lend.
+    pub fn has_room(&self) -> bool {
+        self.lent.get() < LENT_MAX
+    }
+
     /// Lends a buffer, or `None` where as many are lent as may be.
     pub fn lend(&self) -> Option<(Lease<'_>, Buffer)> {
-        let lent = self.lent.get();
-        if lent == LENT_MAX {
+        if !self.has_room() {
             return None;
         }
-        self.lent.set(lent + 1);
+        self.lent.set(self.lent.get() + 1);
         // The one that came back last is the one that is still in the cache.
         let buffer = self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_SIZE));
         Some((Lease { pool: self }, buffer))

@@ -170,6 +170,12 @@ impl Stream {
         (outcome.map_err(|_| Gone), bytes.into_inner())
     }
 
+    /// The error that the socket keeps, which is how an attempt to connect tells its outcome; it is told once.
+    pub(super) fn take_error(&self) -> io::Result<()> {
+        rustix::net::sockopt::socket_error(self.descriptor.as_fd())??;
+        Ok(())
+    }
+
     /// Says that nothing more will be sent; what was sent still arrives.
     pub fn finish(&self) {
         // An error means that the peer is gone, which the next receive tells.

@@ -164,8 +164,9 @@ impl Messages {
         match self.client.stream.receive_now(&mut scratch) {
             Received::Bytes(size) => {
                 let since = place.resources().timers.now() - self.keepalive.heard;
+                let is_busy = since <= hot::BUSY_WITHIN && size <= hot::SMALL_READ_MAX;
                 match self.answer_and_send(&mut scratch[..size]) {
-                    Turn::Wait if since <= hot::BUSY_WITHIN && size <= hot::SMALL_READ_MAX => Turn::WarmUp,
+                    Turn::Wait if is_busy && place.resources().has_buffer() => Turn::WarmUp,
                     turn => turn,
                 }
             }

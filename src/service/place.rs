@@ -27,6 +27,22 @@ pub enum Phase {
     Cutting,
 }
 
+/// How many connections beyond the limit a shard lets go politely at one time: each holds a descriptor meanwhile, of
+/// those that are kept from clients for this.
+pub const LINGERING_MAX: u32 = 32;
+
+/// Leave for one connection beyond the limit to be let go politely; given back when dropped.
+#[derive(Debug)]
+pub struct Lingering {
+    resources: Rc<Resources>,
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        self.resources.lingering.set(self.resources.lingering.get() - 1);
+    }
+}
+
 /// What a shard lends to its connections.
 #[derive(Debug)]
 pub struct Resources {
@@ -39,6 +55,8 @@ pub struct Resources {
     /// The shard's own counters.
     pub cells: Arc<ShardCells>,
     phase: Cell<Phase>,
+    /// Connections beyond the limit that are being let go politely.
+    lingering: Cell<u32>,
     /// Connections and listeners that still have work to do.
     occupied: Cell<u32>,
     vacated: RefCell<Option<Waker>>,
@@ -53,9 +71,15 @@ impl Resources {
             pool: (driver == Driver::IoUring).then(Pool::default),
             cells,
             phase: Cell::new(Phase::Serving),
+            lingering: Cell::new(0),
             occupied: Cell::new(0),
             vacated: RefCell::new(None),
         })
+    }
+
+    /// Whether a busy connection would get a buffer.
+    pub fn has_buffer(&self) -> bool {
+        self.pool.as_ref().is_some_and(Pool::has_room)
     }
 
     /// How far the shard has come.
@@ -69,6 +93,15 @@ impl Resources {
             self.phase.set(phase);
             self.timers.expire_all();
         }
+    }
+
+    /// Leave to let one more connection beyond the limit go politely.
+    pub fn linger_at_limit(self: &Rc<Self>) -> Option<Lingering> {
+        let lingering = self.lingering.get();
+        (lingering < LINGERING_MAX).then(|| {
+            self.lingering.set(lingering + 1);
+            Lingering { resources: Rc::clone(self) }
+        })
     }
 
     /// Takes note of one more connection or listener.

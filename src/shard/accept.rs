@@ -9,12 +9,16 @@ use super::table::{Table, retry_after_s};
 use crate::metrics::{AcceptErrorReason, Direction, End, HandshakeResult};
 use crate::net::accept::{Accepted, Acceptor};
 use crate::net::stream::Stream;
-use crate::net::timers::{NEVER, Timer};
+use crate::net::timers::{NEVER, Tick, Timer};
 use crate::protocol::http::refusal::Refusal;
 use crate::service::{Life, Phase};
 
 /// How many connections are taken before those that are open get their turn.
 const BATCH: u32 = 64;
+
+/// How long those whose TCP handshake is under way have to get into the queue once nobody else can: longer than it
+/// takes around the world and back.
+const SETTLE_TICKS: Tick = 3;
 
 /// A descriptor kept in reserve: given up for the moment that it takes to refuse a connection for which there is no
 /// other. Without it such connections would stay in the queue, unanswered, and wake the shard without end.
@@ -62,7 +66,11 @@ pub(super) async fn accept(table: Rc<Table>, acceptor: Acceptor, reserve: Rc<Res
         }
     }
     acceptor.refuse_new();
-    // Each is answered with a 503 by the phase that the shard is in. The filter keeps the queue from growing.
+    // Each is answered with a 503 by the phase that the shard is in.
+    for _ in 0..SETTLE_TICKS {
+        accept_batch(&table, &acceptor, &reserve, u32::MAX);
+        pause(&timer).await;
+    }
     accept_batch(&table, &acceptor, &reserve, u32::MAX);
     drop(acceptor);
     resources.vacate();

@@ -370,7 +370,7 @@ fn refuse_at_limit(client: Client, table: &Rc<Table>) {
     let resources = Rc::clone(connection.client.resources());
     let _ = connection.client.stream.receive_now(&mut resources.scratch.lend());
     let step = connection.refuse(Refusal::ConnectionLimit { retry_after_s: retry_after_s() }, None, false);
-    match table.linger_at_limit() {
+    match resources.linger_at_limit() {
         Some(guard) => drop(monoio::spawn(contain(async move {
             connection.go_on(step).await;
             drop(guard);

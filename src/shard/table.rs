@@ -10,9 +10,6 @@ use crate::protocol::http::request::RequestHead;
 use crate::route::{Router, policy};
 use crate::service::{Place, Port};
 
-/// How many connections beyond the limit a shard lets go politely at one time; each holds a descriptor meanwhile.
-pub(super) const LINGERING_MAX: u32 = 32;
-
 /// When refused clients are to come again: a few seconds, not the same for all, lest they come back as a wave.
 pub(super) fn retry_after_s() -> u32 {
     thread_local! {
@@ -34,13 +31,6 @@ pub(super) struct Table {
     router: Rc<Router>,
     /// A place for each route, by the route's index.
     places: Vec<Rc<Place>>,
-    lingering: Rc<Cell<u32>>,
-}
-
-/// Counts one connection beyond the limit that is being let go.
-#[derive(Debug)]
-pub(super) struct Lingering {
-    count: Rc<Cell<u32>>,
 }
 
 impl Table {
@@ -60,7 +50,6 @@ impl Table {
             port_index,
             config: Arc::clone(config),
             router: Rc::clone(router),
-            lingering: Rc::new(Cell::new(0)),
         })
     }
 
@@ -83,20 +72,5 @@ impl Table {
         let (host, host_port) =
             head.authority().map_or(("", None), |authority| (authority.host, authority.port));
         policy::public_origin(&self.config.ports[self.port_index], host, host_port)
-    }
-
-    /// Leave to let one more connection beyond the limit go politely.
-    pub(super) fn linger_at_limit(&self) -> Option<Lingering> {
-        let count = self.lingering.get();
-        (count < LINGERING_MAX).then(|| {
-            self.lingering.set(count + 1);
-            Lingering { count: Rc::clone(&self.lingering) }
-        })
-    }
-}
-
-impl Drop for Lingering {
-    fn drop(&mut self) {
-        self.count.set(self.count.get() - 1);
     }
 }

@@ -3,7 +3,7 @@
 use super::super::fault::Problem;
 use super::super::file::{self, Item, Reader, Section};
 use super::super::pattern::{HostPattern, PathPattern, PortSet};
-use super::super::{Origins, Route, Service};
+use super::super::{NO_ROUTE, Origins, Route, Service};
 use super::ports::{PORT_NUMBER, WrittenPort, port_number};
 use super::{Tables, limits_of, list, name};
 use crate::protocol::http::list::is_token_byte;
@@ -39,7 +39,10 @@ fn route<'t>(
     let overrides = limits_of(reader, section, &file::ROUTE_LIMITS);
     let name_item = section.get("name");
     let taken = |name: &str| earlier.iter().find(|(_, other)| other.name == name).map(|(line, _)| *line);
-    let name = name_item.as_ref().map(|item| name(reader, item, taken));
+    let name = name_item.as_ref().map(|item| match name(reader, item, taken)? {
+        name if name == NO_ROUTE => reader.fault(item, Problem::NameReserved { name }),
+        name => Some(name),
+    });
     let host = match section.get("host") {
         Some(item) => host(reader, &item),
         None => Some(HostPattern::Any),

@@ -257,6 +257,10 @@ const CASES: &[(&str, &str)] = &[
         r#"8:8: route[1].name: the name "a" is taken in line 1. Write name = with another one: it is a label in metrics."#,
     ),
     (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nname = \"none\"\n",
+        r#"4:8: route[0].name: the name "none" is that of requests which no route took. Write name = with another one: it is a label in metrics."#,
+    ),
+    (
         "[[route]]\npath = \"/\"\nservice = \"echo\"\n[route.limits]\nconnections_max = 1\n",
         r#"5:1: route[0].limits.connections_max: [route.limits] has no key "connections_max". It belongs in [limits] or [port.limits]."#,
     ),

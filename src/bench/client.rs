@@ -1,0 +1,346 @@
+//! One connection of the load generator, from connect to close.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::fault::Fault;
+use super::generator::Generator;
+use super::messages::{Answers, Outgoing, Pattern, Shape};
+use super::target::Target;
+use crate::net::connect::Connect;
+use crate::net::stream::{Received, Stream};
+use crate::net::timers::{Tick, Timer};
+use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::frame::{self, Opcode};
+use crate::protocol::websocket::handshake::client::{ClientRequest, ResponseFault};
+
+/// How long connecting and the opening handshake may take together.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the closing handshake and the end of the connection may take together.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How connections are opened.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// Where to, each in turn.
+    pub targets: Vec<Target>,
+    /// Where from, each in turn; empty leaves it to the kernel.
+    pub sources: Vec<IpAddr>,
+    /// Subprotocols to offer.
+    pub subprotocols: Vec<String>,
+    /// Further fields of the request head.
+    pub fields: Vec<(String, String)>,
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug)]
+pub enum OpenFault {
+    /// It could not be made.
+    Connect(io::Error),
+    /// The server did not accept the opening handshake.
+    Response(ResponseFault),
+    /// The server left.
+    Gone,
+    /// Nothing, or too little, came in time.
+    Late,
+    /// What came after the handshake was wrong already.
+    Answer(Fault),
+}
+
+/// A connection whose opening handshake is done.
+#[derive(Debug)]
+pub(super) struct Opened {
+    generator: Rc<Generator>,
+    stream: Stream,
+    timer: Timer,
+    /// What came after the response head.
+    early: Vec<u8>,
+}
+
+impl Opened {
+    /// Connects and shakes hands. `index` chooses among targets and sources.
+    ///
+    /// # Errors
+    /// [`OpenFault`].
+    pub(super) async fn open(generator: &Rc<Generator>, door: &Door, index: u32) -> Result<Self, OpenFault> {
+        let target = &door.targets[index as usize % door.targets.len()];
+        let source = door.sources.get(index as usize % door.sources.len().max(1)).copied();
+        let timer = generator.timers.timer();
+        timer.set(generator.after(OPEN_TIMEOUT));
+        // The generator waits for the server's end before it closes, and then has nothing to lose by a reset; without
+        // it, TIME-WAIT would keep ports from the connections that follow.
+        let connect = Connect { source, reset_on_close: true };
+        let stream = match timer.race(connect.to(target.address)).await {
+            Some(connected) => connected.map_err(OpenFault::Connect)?,
+            None => return Err(OpenFault::Late),
+        };
+        let subprotocols: Vec<&str> = door.subprotocols.iter().map(String::as_str).collect();
+        let fields: Vec<(&str, &str)> =
+            door.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let request = ClientRequest {
+            target: &target.path,
+            host: &target.host,
+            key: key(generator),
+            subprotocols: &subprotocols,
+            fields: &fields,
+        };
+        let mut head = Vec::new();
+        request.write(&mut head);
+        let mut unsent = head.as_slice();
+        while !unsent.is_empty() {
+            let sent = stream.send_now(unsent).map_err(|_| OpenFault::Gone)?;
+            unsent = &unsent[sent..];
+            if !unsent.is_empty() && timer.race(stream.writable()).await.is_none() {
+                return Err(OpenFault::Late);
+            }
+        }
+        let mut received = Vec::new();
+        loop {
+            if timer.race(stream.readable()).await.is_none() {
+                return Err(OpenFault::Late);
+            }
+            let mut scratch = generator.scratch.lend();
+            match stream.receive_now(&mut scratch) {
+                Received::Bytes(size) => received.extend_from_slice(&scratch[..size]),
+                Received::Nothing => continue,
+                Received::End => return Err(OpenFault::Gone),
+            }
+            drop(scratch);
+            if let Some(verified) = request.verify_response(&received).map_err(OpenFault::Response)? {
+                let early = received.split_off(verified.head_size);
+                return Ok(Self { generator: Rc::clone(generator), stream, timer, early });
+            }
+        }
+    }
+
+    /// Leaves by the closing handshake and waits for the server to end the connection (RFC 6455 section 7.1.1).
+    ///
+    /// # Errors
+    /// Where the server does not answer the Close, or does not end the connection.
+    pub(super) async fn leave(self) -> Result<(), Fault> {
+        // No message is on the way: whatever comes but control frames is wrong.
+        let shape = Shape { opcode: Opcode::Binary, size: 0, in_flight: 1 };
+        let client = Client::new(self, &shape, &Pattern::new(0), 0)?;
+        client.leave().await
+    }
+
+    /// Leaves by a reset, at once.
+    pub(super) fn abort(self) {
+        self.stream.close_now();
+    }
+}
+
+/// A connection that sends messages and checks their echoes.
+#[derive(Debug)]
+pub(super) struct Client {
+    generator: Rc<Generator>,
+    stream: Stream,
+    timer: Timer,
+    state: RefCell<State>,
+    /// Who waits to receive, while nothing waits for room.
+    waiting: RefCell<Option<Waker>>,
+}
+
+#[derive(Debug)]
+struct State {
+    outgoing: Outgoing,
+    answers: Answers,
+    /// What the socket had no room for, and Pongs owed.
+    unsent: Vec<u8>,
+}
+
+impl Client {
+    /// A client on a connection just opened; `index` tells its messages from those of others.
+    ///
+    /// # Errors
+    /// What is wrong with the frames that the server has sent already.
+    pub(super) fn new(opened: Opened, shape: &Shape, pattern: &Pattern, index: u32) -> Result<Self, Fault> {
+        let Opened { generator, stream, timer, early } = opened;
+        let outgoing = Outgoing::new(shape, pattern, index, || generator.random());
+        let mut answers = Answers::new(shape, pattern, index);
+        let mut unsent = Vec::new();
+        let mut buffer = vec![0; Answers::ROOM];
+        buffer.extend_from_slice(&early);
+        if answers.receive(&mut buffer, &mut unsent)? > 0 {
+            return Err(Fault::Unasked);
+        }
+        Ok(Self {
+            generator,
+            stream,
+            timer,
+            state: RefCell::new(State { outgoing, answers, unsent }),
+            waiting: RefCell::new(None),
+        })
+    }
+
+    /// Opens a connection, as [`Opened::open`] does, and makes it a client.
+    ///
+    /// # Errors
+    /// [`OpenFault`].
+    pub(super) async fn open(
+        generator: &Rc<Generator>,
+        door: &Door,
+        (shape, pattern): (&Shape, &Pattern),
+        index: u32,
+    ) -> Result<Self, OpenFault> {
+        let opened = Opened::open(generator, door, index).await?;
+        Self::new(opened, shape, pattern, index).map_err(OpenFault::Answer)
+    }
+
+    /// Sends the next `count` messages, at most a window, in one piece. What the socket has no room for leaves while
+    /// [`Self::answered`] waits.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    #[inline]
+    pub(super) fn send(&self, count: usize) -> Result<(), Fault> {
+        let State { outgoing, unsent, .. } = &mut *self.state.borrow_mut();
+        let frames = outgoing.next(count);
+        if !unsent.is_empty() {
+            unsent.extend_from_slice(frames);
+            return Ok(());
+        }
+        let sent = self.stream.send_now(frames).map_err(|_| Fault::Gone)?;
+        if sent < frames.len() {
+            unsent.extend_from_slice(&frames[sent..]);
+            // Whoever waits to receive has to wait for room as well.
+            if let Some(waker) = self.waiting.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something waits for room in the socket.
+    fn is_blocked(&self) -> bool {
+        !self.state.borrow().unsent.is_empty()
+    }
+
+    /// From now on waiting ends at `deadline`.
+    pub(super) fn set_deadline(&self, deadline: Tick) {
+        self.timer.set(deadline);
+    }
+
+    /// Waits until messages are answered and returns how many were. Pings are answered on the way.
+    ///
+    /// # Errors
+    /// What went wrong with this connection; [`Fault::Late`] at the deadline.
+    pub(super) async fn answered(&self) -> Result<u32, Fault> {
+        loop {
+            self.wait().await?;
+            let state = &mut *self.state.borrow_mut();
+            let mut scratch = self.generator.scratch.lend();
+            match self.stream.receive_now(&mut scratch[Answers::ROOM..]) {
+                Received::Bytes(size) => {
+                    let received = &mut scratch[..Answers::ROOM + size];
+                    let answered = state.answers.receive(received, &mut state.unsent)?;
+                    if state.answers.is_closed() {
+                        return Err(Fault::Closed);
+                    }
+                    if answered > 0 {
+                        return Ok(answered);
+                    }
+                }
+                Received::Nothing => {}
+                Received::End => return Err(Fault::Gone),
+            }
+            flush(&self.stream, &mut state.unsent)?;
+        }
+    }
+
+    /// Leaves by the closing handshake and waits for the server to end the connection.
+    ///
+    /// # Errors
+    /// Where the server does not answer the Close, or does not end the connection.
+    pub(super) async fn leave(self) -> Result<(), Fault> {
+        self.timer.set(self.generator.after(CLOSE_TIMEOUT));
+        let code = CloseCode::NORMAL.get().to_be_bytes();
+        frame::append(&mut self.state.borrow_mut().unsent, Opcode::Close, true, &code, Some([0; 4]));
+        flush(&self.stream, &mut self.state.borrow_mut().unsent)?;
+        match self.answered().await {
+            Err(Fault::Closed) => {}
+            Err(fault) => return Err(fault),
+            Ok(_) => return Err(Fault::Unasked),
+        }
+        loop {
+            if self.timer.race(self.stream.readable()).await.is_none() {
+                return Err(Fault::Late);
+            }
+            match self.stream.receive_now(&mut self.generator.scratch.lend()) {
+                Received::Bytes(_) | Received::Nothing => {}
+                Received::End => break,
+            }
+        }
+        self.stream.close_now();
+        Ok(())
+    }
+
+    /// Waits until there is something to receive, or room for what is unsent.
+    async fn wait(&self) -> Result<(), Fault> {
+        let mut readable = pin!(self.stream.readable());
+        let woken = if self.is_blocked() {
+            let mut writable = pin!(self.stream.writable());
+            let either = poll_fn(|context| {
+                let is_ready =
+                    readable.as_mut().poll(context).is_ready() || writable.as_mut().poll(context).is_ready();
+                if is_ready { Poll::Ready(()) } else { Poll::Pending }
+            });
+            self.timer.race(either).await
+        } else {
+            let readable_or_blocked = poll_fn(|context| {
+                if readable.as_mut().poll(context).is_ready() || self.is_blocked() {
+                    return Poll::Ready(());
+                }
+                *self.waiting.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            });
+            self.timer.race(readable_or_blocked).await
+        };
+        woken.ok_or(Fault::Late)
+    }
+}
+
+impl From<&OpenFault> for Fault {
+    fn from(fault: &OpenFault) -> Self {
+        match fault {
+            OpenFault::Connect(_) => Self::Connect,
+            OpenFault::Response(_) => Self::Handshake,
+            OpenFault::Gone => Self::Gone,
+            OpenFault::Late => Self::Late,
+            OpenFault::Answer(fault) => *fault,
+        }
+    }
+}
+
+impl fmt::Display for OpenFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(formatter, "cannot connect: {error}"),
+            Self::Response(fault) => fault.fmt(formatter),
+            Self::Gone => formatter.write_str("the server left during the opening handshake"),
+            Self::Late => formatter.write_str("the opening handshake took too long"),
+            Self::Answer(fault) => write!(formatter, "the server sent something wrong at once: {fault}"),
+        }
+    }
+}
+
+fn key(generator: &Generator) -> [u8; 16] {
+    let [low, high] = [generator.random(), generator.random()].map(u128::from);
+    (low | high << 64).to_le_bytes()
+}
+
+/// Sends as much as the socket has room for.
+fn flush(stream: &Stream, unsent: &mut Vec<u8>) -> Result<(), Fault> {
+    if !unsent.is_empty() {
+        let sent = stream.send_now(unsent).map_err(|_| Fault::Gone)?;
+        unsent.drain(..sent);
+    }
+    Ok(())
+}

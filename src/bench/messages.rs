@@ -1,0 +1,369 @@
+//! The messages of a load: made once, numbered as they leave, recognised as they come back.
+
+use std::rc::Rc;
+
+use super::fault::Fault;
+use crate::protocol::websocket::frame::{
+    self, CONTROL_SIZE_MAX, HEADER_SIZE_MAX, Header, Opcode, Role, Rules, Sequence,
+};
+use crate::protocol::websocket::mask::MaskingKey;
+
+/// The size of a message's number in bytes; it stands at the beginning of the payload, cut off where that is shorter.
+const NUMBER_SIZE: usize = 8;
+/// So much of every answer is compared with what was sent.
+const COMPARED_SIZE: usize = 128;
+/// One message in so many is compared from beginning to end: comparing each would cost more than echoing it.
+const COMPARED_WHOLE_EVERY: u32 = 64;
+/// So far apart the connections begin to number: one's answers are not taken for another's.
+const NUMBERS_APART: u32 = 0x9e37_79b1;
+
+/// What the messages of a load are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Text or binary; both carry ASCII.
+    pub opcode: Opcode,
+    /// The payload in bytes.
+    pub size: usize,
+    /// How many messages a connection has on the way at once.
+    pub in_flight: u32,
+}
+
+/// The payload that all messages of a load share, but for their numbers.
+#[derive(Clone, Debug)]
+pub(super) struct Pattern(Rc<[u8]>);
+
+impl Pattern {
+    /// The payload of messages of `size` bytes.
+    pub(super) fn new(size: usize) -> Self {
+        Self((b'a'..=b'z').cycle().take(size).collect())
+    }
+}
+
+/// The frames that one connection sends: a window of masked frames, sent over and over under new numbers.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    bytes: Vec<u8>,
+    keys: Vec<MaskingKey>,
+    frame_size: usize,
+    header_size: usize,
+    next: u32,
+}
+
+impl Outgoing {
+    /// The frames of the connection with this index. Masking keys come from `random`.
+    pub(super) fn new(
+        shape: &Shape,
+        pattern: &Pattern,
+        connection: u32,
+        mut random: impl FnMut() -> u64,
+    ) -> Self {
+        let mut bytes = Vec::new();
+        let mut keys = Vec::new();
+        for _ in 0..shape.in_flight {
+            let [.., a, b, c, d] = random().to_le_bytes();
+            keys.push([a, b, c, d]);
+            frame::append(&mut bytes, shape.opcode, true, &pattern.0, Some([a, b, c, d]));
+        }
+        let frame_size = bytes.len() / keys.len();
+        Self { frame_size, header_size: frame_size - shape.size, bytes, keys, next: first_number(connection) }
+    }
+
+    /// The next `count` frames, at most a window.
+    ///
+    /// # Panics
+    /// Where `count` exceeds the window.
+    #[inline]
+    pub(super) fn next(&mut self, count: usize) -> &[u8] {
+        let frames = self.bytes.chunks_exact_mut(self.frame_size).zip(&self.keys);
+        for (frame, key) in frames.take(count) {
+            let payload = &mut frame[self.header_size..];
+            let key = u64::from(u32::from_le_bytes(*key));
+            let masked = (number(self.next) ^ (key | key << 32)).to_le_bytes();
+            let size = payload.len().min(NUMBER_SIZE);
+            payload[..size].copy_from_slice(&masked[..size]);
+            self.next = self.next.wrapping_add(1);
+        }
+        &self.bytes[..count * self.frame_size]
+    }
+}
+
+/// What one connection receives: echoes of its messages, in order, each once, and control frames between.
+#[derive(Debug)]
+pub(super) struct Answers {
+    pattern: Pattern,
+    opcode: Opcode,
+    /// The number of the message whose answer comes next.
+    next: u32,
+    /// Bytes of that answer that have come, over all its fragments.
+    arrived: usize,
+    sequence: Sequence,
+    /// The data frame whose payload is arriving.
+    frame: Option<PartialFrame>,
+    /// The beginning of a header or of a control frame that the last read cut off: less than [`Self::ROOM`].
+    carried: Vec<u8>,
+    closed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PartialFrame {
+    missing: usize,
+    fin: bool,
+}
+
+impl Answers {
+    /// Room that [`Self::receive`] needs before the bytes that it has not seen yet.
+    pub(super) const ROOM: usize = HEADER_SIZE_MAX + CONTROL_SIZE_MAX;
+    /// Lengths are judged against the message that they answer.
+    const RULES: Rules =
+        Rules { role: Role::Client, frame_size_max: u64::MAX >> 1, message_size_max: u64::MAX >> 1 };
+
+    /// The answers to what [`Outgoing`] sends for the same shape, pattern and connection.
+    pub(super) fn new(shape: &Shape, pattern: &Pattern, connection: u32) -> Self {
+        Self {
+            pattern: pattern.clone(),
+            opcode: shape.opcode,
+            next: first_number(connection),
+            arrived: 0,
+            sequence: Sequence::default(),
+            frame: None,
+            carried: Vec::new(),
+            closed: false,
+        }
+    }
+
+    /// Whether the server has sent a Close.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Takes what was received and returns how many messages were answered by it.
+    ///
+    /// The new bytes begin at [`Self::ROOM`]; what lies before them is overwritten. Pongs owed are appended to
+    /// `pongs`. What follows a Close is ignored.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with the answers; the connection is then of no more use.
+    #[inline]
+    pub(super) fn receive(&mut self, buffer: &mut [u8], pongs: &mut Vec<u8>) -> Result<u32, Fault> {
+        let start = Self::ROOM - self.carried.len();
+        buffer[start..Self::ROOM].copy_from_slice(&self.carried);
+        self.carried.clear();
+        let mut rest = &buffer[start..];
+        let mut answered = 0;
+        while !self.closed {
+            if let Some(PartialFrame { missing, fin }) = self.frame {
+                let (piece, after) = rest.split_at(missing.min(rest.len()));
+                rest = after;
+                self.compare(piece)?;
+                if piece.len() < missing {
+                    self.frame = Some(PartialFrame { missing: missing - piece.len(), fin });
+                    return Ok(answered);
+                }
+                self.frame = None;
+                if fin {
+                    if self.arrived < self.pattern.0.len() {
+                        return Err(Fault::Length);
+                    }
+                    self.arrived = 0;
+                    self.next = self.next.wrapping_add(1);
+                    answered += 1;
+                }
+            }
+            let parsed = Header::parse(rest, &Self::RULES).map_err(|_| Fault::Violation)?;
+            let Some((header, header_size)) = parsed else {
+                self.carried.extend_from_slice(rest);
+                return Ok(answered);
+            };
+            let size = usize::try_from(header.payload_size).map_err(|_| Fault::Length)?;
+            if header.opcode.is_control() {
+                let Some(payload) = rest.get(header_size..header_size + size) else {
+                    self.carried.extend_from_slice(rest);
+                    return Ok(answered);
+                };
+                rest = &rest[header_size + size..];
+                match header.opcode {
+                    Opcode::Ping => frame::append(pongs, Opcode::Pong, true, payload, Some([0; 4])),
+                    Opcode::Close => self.closed = true,
+                    _ => {}
+                }
+                continue;
+            }
+            self.sequence.admit(&header, &Self::RULES).map_err(|_| Fault::Violation)?;
+            if header.opcode != Opcode::Continuation && header.opcode != self.opcode {
+                return Err(Fault::Opcode);
+            }
+            if size > self.pattern.0.len() - self.arrived {
+                return Err(Fault::Length);
+            }
+            rest = &rest[header_size..];
+            self.frame = Some(PartialFrame { missing: size, fin: header.fin });
+        }
+        Ok(answered)
+    }
+
+    /// Compares the next piece of the payload, as far as this message is compared.
+    #[inline]
+    fn compare(&mut self, piece: &[u8]) -> Result<(), Fault> {
+        let size = self.pattern.0.len();
+        let compared =
+            if self.next.is_multiple_of(COMPARED_WHOLE_EVERY) { size } else { size.min(COMPARED_SIZE) };
+        let start = self.arrived;
+        self.arrived += piece.len();
+        let piece = &piece[..piece.len().min(compared.saturating_sub(start))];
+        let number_start = start.min(NUMBER_SIZE);
+        let (numbered, patterned) = piece.split_at(piece.len().min(NUMBER_SIZE - number_start));
+        let number = number(self.next).to_le_bytes();
+        let pattern = &self.pattern.0[start + numbered.len()..];
+        if numbered == &number[number_start..number_start + numbered.len()] && pattern.starts_with(patterned)
+        {
+            Ok(())
+        } else {
+            Err(Fault::Content)
+        }
+    }
+}
+
+/// Where a connection begins to number.
+fn first_number(connection: u32) -> u32 {
+    connection.wrapping_mul(NUMBERS_APART)
+}
+
+/// A message's number as eight ASCII letters, its lowest four bits first: two messages in a row differ in the first.
+#[inline]
+fn number(message: u32) -> u64 {
+    let mut spread = u64::from(message);
+    spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+    spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    spread = (spread | spread << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    spread | 0x4040_4040_4040_4040
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::websocket::mask;
+
+    const SHAPE: Shape = Shape { opcode: Opcode::Text, size: 300, in_flight: 3 };
+
+    /// What a server that echoes would answer to these frames.
+    fn echo(frames: &[u8]) -> Vec<u8> {
+        let rules = Rules { role: Role::Server, ..Answers::RULES };
+        let mut rest = frames;
+        let mut out = Vec::new();
+        while let Some((header, header_size)) = Header::parse(rest, &rules).unwrap() {
+            let (frame, after) = rest.split_at(header_size + usize::try_from(header.payload_size).unwrap());
+            let mut payload = frame[header_size..].to_vec();
+            mask::apply(&mut payload, header.mask.unwrap(), 0);
+            frame::append(&mut out, header.opcode, header.fin, &payload, None);
+            rest = after;
+        }
+        out
+    }
+
+    struct Pair {
+        outgoing: Outgoing,
+        answers: Answers,
+        pongs: Vec<u8>,
+    }
+
+    impl Pair {
+        fn new(shape: &Shape, connection: u32) -> Self {
+            let pattern = Pattern::new(shape.size);
+            let mut random = 0x0123_4567_89ab_cdef_u64;
+            let outgoing = Outgoing::new(shape, &pattern, connection, || {
+                random = random.rotate_left(9);
+                random
+            });
+            Self { outgoing, answers: Answers::new(shape, &pattern, connection), pongs: Vec::new() }
+        }
+
+        fn receive(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
+            let mut buffer = vec![0; Answers::ROOM];
+            buffer.extend_from_slice(bytes);
+            self.answers.receive(&mut buffer, &mut self.pongs)
+        }
+    }
+
+    #[test]
+    fn echoes_are_counted_wherever_they_are_split() {
+        for size in [0, 1, 7, 8, 9, 125, 126, 300] {
+            let shape = Shape { size, ..SHAPE };
+            let input = echo(Pair::new(&shape, 7).outgoing.next(3));
+            for split in 0..=input.len() {
+                let mut pair = Pair::new(&shape, 7);
+                let first = pair.receive(&input[..split]).unwrap();
+                assert_eq!(first + pair.receive(&input[split..]).unwrap(), 3, "{size} bytes at {split}");
+            }
+        }
+    }
+
+    #[test]
+    fn windows_are_numbered_on() {
+        let mut pair = Pair::new(&SHAPE, 1);
+        let windows: Vec<Vec<u8>> = (0..200).map(|_| echo(pair.outgoing.next(3))).collect();
+        assert_ne!(windows[0], windows[1]);
+        for window in windows {
+            assert_eq!(pair.receive(&window), Ok(3));
+        }
+    }
+
+    #[test]
+    fn an_answer_of_before_or_of_another_connection_is_wrong() {
+        let mut pair = Pair::new(&SHAPE, 1);
+        let first = echo(pair.outgoing.next(1));
+        assert_eq!(pair.receive(&first), Ok(1));
+        assert_eq!(pair.receive(&first), Err(Fault::Content));
+        assert_eq!(Pair::new(&SHAPE, 2).receive(&first), Err(Fault::Content));
+    }
+
+    #[test]
+    fn wrong_length_opcode_and_content_are_told_apart() {
+        let payload = |pair: &mut Pair| echo(pair.outgoing.next(1))[4..].to_vec();
+        let answer = |pair: &mut Pair, opcode, payload: &[u8]| {
+            let mut bytes = Vec::new();
+            frame::append(&mut bytes, opcode, true, payload, None);
+            pair.receive(&bytes)
+        };
+        let mut pair = Pair::new(&SHAPE, 1);
+        let right = payload(&mut pair);
+        assert_eq!(answer(&mut pair, Opcode::Text, &right), Ok(1));
+
+        let mut pair = Pair::new(&SHAPE, 1);
+        let right = payload(&mut pair);
+        assert_eq!(answer(&mut pair, Opcode::Binary, &right), Err(Fault::Opcode));
+
+        let mut pair = Pair::new(&SHAPE, 1);
+        let short = payload(&mut pair);
+        assert_eq!(answer(&mut pair, Opcode::Text, &short[..299]), Err(Fault::Length));
+
+        let mut pair = Pair::new(&SHAPE, 1);
+        let mut long = payload(&mut pair);
+        long.push(b'a');
+        assert_eq!(answer(&mut pair, Opcode::Text, &long), Err(Fault::Length));
+
+        // Connection 0 begins with message 0, which is compared to its end.
+        let mut pair = Pair::new(&SHAPE, 0);
+        let mut wrong = payload(&mut pair);
+        wrong[299] ^= 1;
+        assert_eq!(answer(&mut pair, Opcode::Text, &wrong), Err(Fault::Content));
+    }
+
+    #[test]
+    fn fragments_and_pings_may_come_and_a_close_ends() {
+        let mut pair = Pair::new(&SHAPE, 1);
+        let payload = echo(pair.outgoing.next(1))[4..].to_vec();
+        let mut bytes = Vec::new();
+        frame::append(&mut bytes, Opcode::Text, false, &payload[..100], None);
+        frame::append(&mut bytes, Opcode::Ping, true, b"there?", None);
+        frame::append(&mut bytes, Opcode::Continuation, true, &payload[100..], None);
+        frame::append(&mut bytes, Opcode::Close, true, b"", None);
+        for split in 0..bytes.len() {
+            let mut pair = Pair::new(&SHAPE, 1);
+            let first = pair.receive(&bytes[..split]).unwrap();
+            assert!(!pair.answers.is_closed());
+            assert_eq!(first + pair.receive(&bytes[split..]).unwrap(), 1, "split at {split}");
+            assert!(pair.answers.is_closed());
+            assert_eq!(pair.pongs, [&[0x8a, 0x86, 0, 0, 0, 0][..], b"there?"].concat());
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The load generator behind `ringway bench`: connections that check every answer, on one pinned thread with a ring.
+//!
+//! [`echo()`], [`connect()`] and [`idle()`] put one server under one load; [`compare()`] sets servers side by side. A
+//! fast wrong answer is no result: what comes back is held to RFC 6455 and to what was sent, and a connection that
+//! fails is counted, by its reason, and given up.
+
+mod client;
+mod compare;
+mod connect;
+mod crowd;
+mod fault;
+mod figures;
+mod generator;
+mod idle;
+mod measure;
+mod messages;
+mod process;
+mod report;
+mod schedule;
+mod tally;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use self::client::{Door, OpenFault};
+pub use self::compare::{Case, CompareFault, Comparison, Contestant, Measure, Pair, Plan, Standing};
+pub use self::connect::Parting;
+pub use self::crowd::Pace;
+pub use self::fault::Fault;
+pub use self::figures::{Effort, Latency, Spread};
+pub use self::generator::StartFault;
+pub use self::idle::{IdleFault, Upkeep};
+pub use self::messages::Shape;
+pub use self::process::{Memory, Server};
+pub use self::report::{Comparisons, Report, Scenario, ServerCost};
+pub use self::target::{Target, TargetFault};
+
+use self::crowd::{Crowd, Span};
+use self::generator::Generator;
+use self::measure::{Measured, measure};
+use self::tally::Tally;
+use crate::net::{clock, limits};
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Hears what is going on, a line at a time.
+pub type Progress = Rc<dyn Fn(&str)>;
+
+/// One server under load, and how long.
+#[derive(Clone)]
+pub struct Setting {
+    /// How connections are opened.
+    pub door: Rc<Door>,
+    /// How many connections; for [`connect()`] how many at a time.
+    pub connections: u32,
+    /// How long what is measured takes; for [`idle()`] how long nothing happens.
+    pub duration: Duration,
+    /// How long the same goes on before that, unmeasured.
+    pub warmup: Duration,
+    /// How long after that answers may still come.
+    pub grace: Duration,
+    /// The server's processes, where they are known.
+    pub server: Option<Server>,
+    /// The core of the generator; by default the last that it may use.
+    pub core: Option<usize>,
+    /// Who hears what is going on.
+    pub progress: Progress,
+}
+
+/// Why there is no result.
+#[derive(Debug)]
+pub enum BenchFault {
+    /// The generator could not start.
+    Start(StartFault),
+    /// A connection could not be opened.
+    Open(OpenFault),
+    /// The server's process is gone, or belongs to somebody else.
+    Server(io::Error),
+    /// Servers could not be compared.
+    Compare(CompareFault),
+}
+
+/// Messages and their echoes.
+///
+/// # Errors
+/// [`BenchFault`].
+pub fn echo(setting: &Setting, shape: Shape, pace: Pace) -> Result<Report, BenchFault> {
+    limits::raise_descriptors();
+    let work = async |generator: Rc<Generator>| {
+        let span = |duration| Span { duration, grace: setting.grace };
+        let crowd = Crowd::open(&generator, &setting.door, shape, setting.connections).await?;
+        let warmup = Rc::new(Tally::new());
+        if !setting.warmup.is_zero() {
+            crowd.run(pace, span(setting.warmup), &warmup).await;
+        }
+        let tally = Rc::new(Tally::new());
+        let teller = tell(&generator, setting, &tally, "messages");
+        let run = crowd.run(pace, span(setting.duration), &tally);
+        let measured = measure(setting.server.as_ref(), Rc::clone(&tally), run).await?;
+        teller.set(true);
+        let server = ServerCost::of(setting.server.as_ref(), &measured)?;
+        crowd.leave(&warmup).await;
+        // A connection that broke before the measuring, or in leaving, is as wrong as one that broke during it.
+        Ok(Report::new(Scenario::Echo { shape, pace }, setting.connections, &measured, server, &warmup))
+    };
+    Generator::run(setting.core, work)?
+}
+
+/// Opening handshakes.
+///
+/// # Errors
+/// [`BenchFault`].
+pub fn connect(setting: &Setting, parting: Parting) -> Result<Report, BenchFault> {
+    limits::raise_descriptors();
+    let work = async |generator: Rc<Generator>| {
+        let manner = (setting.connections, parting);
+        let warmup = Rc::new(Tally::new());
+        connect::run(&generator, &setting.door, manner, setting.warmup, &warmup).await;
+        let tally = Rc::new(Tally::new());
+        let teller = tell(&generator, setting, &tally, "connections");
+        let run = connect::run(&generator, &setting.door, manner, setting.duration, &tally);
+        let measured = measure(setting.server.as_ref(), Rc::clone(&tally), run).await?;
+        teller.set(true);
+        let server = ServerCost::of(setting.server.as_ref(), &measured)?;
+        Ok(Report::new(Scenario::Connect { parting }, setting.connections, &measured, server, &warmup))
+    };
+    Generator::run(setting.core, work)?
+}
+
+/// Idle connections.
+///
+/// # Errors
+/// [`BenchFault`].
+pub fn idle(setting: &Setting, shape: Shape) -> Result<Report, BenchFault> {
+    limits::raise_descriptors();
+    let work = async |generator: Rc<Generator>| {
+        let tally = Rc::new(Tally::new());
+        let load = (shape, setting.connections);
+        (setting.progress)(&format!("{} connections", setting.connections));
+        let times = (setting.duration, setting.grace);
+        let run = idle::run(&generator, &setting.door, load, times, setting.server.as_ref(), &tally);
+        let mut upkeep = Ok(None);
+        let measured = measure(None, Rc::clone(&tally), async { upkeep = run.await }).await?;
+        let scenario = Scenario::Idle { shape, upkeep: upkeep? };
+        Ok(Report::new(scenario, setting.connections, &measured, None, &Tally::new()))
+    };
+    Generator::run(setting.core, work)?
+}
+
+/// Servers side by side, one case after the other.
+///
+/// # Errors
+/// [`BenchFault`].
+pub fn compare(
+    contestants: &[Contestant],
+    cases: &[Case],
+    plan: &Plan,
+    core: Option<usize>,
+    progress: &Progress,
+) -> Result<Comparisons, BenchFault> {
+    limits::raise_descriptors();
+    let work = async |generator: Rc<Generator>| {
+        let mut comparisons = Vec::new();
+        for case in cases {
+            comparisons
+                .push(compare::compare(&generator, contestants, *case, plan, |text| progress(text)).await?);
+        }
+        Ok(Comparisons::new(plan, comparisons))
+    };
+    Generator::run(core, work)?
+}
+
+/// Tells every now and then how it goes, until the cell returned is set.
+fn tell(
+    generator: &Rc<Generator>,
+    setting: &Setting,
+    tally: &Rc<Tally>,
+    what: &'static str,
+) -> Rc<Cell<bool>> {
+    let is_over = Rc::new(Cell::new(false));
+    let (generator, tally, over) = (Rc::clone(generator), Rc::clone(tally), Rc::clone(&is_over));
+    let (progress, duration) = (Rc::clone(&setting.progress), setting.duration);
+    monoio::spawn(async move {
+        let start = clock::now();
+        let (mut then, mut before) = (start, 0);
+        loop {
+            generator.wait(PROGRESS_INTERVAL).await;
+            if over.get() {
+                return;
+            }
+            let (now, messages) = (clock::now(), tally.messages());
+            let rate = figures::float(messages - before) / (now - then).as_secs_f64();
+            (then, before) = (now, messages);
+            progress(&format!(
+                "{:.1} of {:.1} s, {rate:.0} {what}/s, p50 {}, p99 {}, {} errors",
+                (now - start).as_secs_f64(),
+                duration.as_secs_f64(),
+                report::time(figures::us(tally.latency(0.5))),
+                report::time(figures::us(tally.latency(0.99))),
+                tally.faults_sum(),
+            ));
+        }
+    });
+    is_over
+}
+
+impl ServerCost {
+    /// What a run cost the server.
+    fn of(server: Option<&Server>, measured: &Measured) -> io::Result<Option<Self>> {
+        let Some(server) = server else { return Ok(None) };
+        Ok(Some(Self {
+            cpu_us_per_message: measured.server_us(),
+            rss_bytes: server.memory()?.rss_bytes,
+            descriptors: server.descriptors()?,
+        }))
+    }
+}
+
+impl From<StartFault> for BenchFault {
+    fn from(fault: StartFault) -> Self {
+        Self::Start(fault)
+    }
+}
+
+impl From<OpenFault> for BenchFault {
+    fn from(fault: OpenFault) -> Self {
+        Self::Open(fault)
+    }
+}
+
+/// The only operating system errors of a run are those of looking at the server.
+impl From<io::Error> for BenchFault {
+    fn from(error: io::Error) -> Self {
+        Self::Server(error)
+    }
+}
+
+impl From<IdleFault> for BenchFault {
+    fn from(fault: IdleFault) -> Self {
+        match fault {
+            IdleFault::Open(fault) => Self::Open(fault),
+            IdleFault::Server(error) => Self::Server(error),
+        }
+    }
+}
+
+impl From<CompareFault> for BenchFault {
+    fn from(fault: CompareFault) -> Self {
+        Self::Compare(fault)
+    }
+}
+
+impl fmt::Display for BenchFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(fault) => fault.fmt(formatter),
+            Self::Open(fault) => fault.fmt(formatter),
+            Self::Server(error) => write!(formatter, "the server's process cannot be seen: {error}"),
+            Self::Compare(fault) => fault.fmt(formatter),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a run under load came to: messages, latencies, faults.
+
+use std::cell::{Cell, RefCell};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::fault::Fault;
+
+/// The longest latency that is told apart from longer ones.
+const LATENCY_MAX: Duration = Duration::from_secs(600);
+/// Latencies are told to so many digits, from 100 ns on.
+const LATENCY_DIGITS: u8 = 3;
+
+/// Counters that all connections of a run share.
+#[derive(Debug)]
+pub(super) struct Tally {
+    messages: Cell<u64>,
+    /// In nanoseconds.
+    latencies: RefCell<Histogram<u64>>,
+    faults: [Cell<u64>; Fault::COUNT],
+}
+
+impl Tally {
+    /// Nothing yet.
+    pub(super) fn new() -> Self {
+        let longest = u64::try_from(LATENCY_MAX.as_nanos()).expect("ten minutes are below 2^64 ns");
+        let histogram =
+            Histogram::new_with_bounds(100, longest, LATENCY_DIGITS).expect("the bounds are in order");
+        Self { messages: Cell::new(0), latencies: RefCell::new(histogram), faults: Default::default() }
+    }
+
+    /// Counts messages that were answered together.
+    #[inline]
+    pub(super) fn answered(&self, messages: u32, latency: Duration) {
+        self.messages.set(self.messages.get() + u64::from(messages));
+        let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.latencies.borrow_mut().saturating_record_n(latency, u64::from(messages));
+    }
+
+    /// Counts a connection that was given up.
+    pub(super) fn fault(&self, fault: Fault) {
+        let count = &self.faults[fault.index()];
+        count.set(count.get() + 1);
+    }
+
+    /// Messages answered so far.
+    pub(super) fn messages(&self) -> u64 {
+        self.messages.get()
+    }
+
+    /// The latency that this share of the messages did not exceed.
+    pub(super) fn latency(&self, quantile: f64) -> Duration {
+        Duration::from_nanos(self.latencies.borrow().value_at_quantile(quantile))
+    }
+
+    /// All connections given up.
+    pub(super) fn faults_sum(&self) -> u64 {
+        self.faults.iter().map(Cell::get).sum()
+    }
+
+    /// The faults that happened, and how often.
+    pub(super) fn faults(&self) -> impl Iterator<Item = (Fault, u64)> {
+        Fault::ALL
+            .iter()
+            .zip(&self.faults)
+            .map(|(fault, count)| (*fault, count.get()))
+            .filter(|(_, count)| *count > 0)
+    }
+
+    /// Adds what another came to.
+    pub(super) fn add(&self, other: &Self) {
+        self.messages.set(self.messages.get() + other.messages.get());
+        // Both have the same bounds, so everything in one has its place in the other.
+        self.latencies.borrow_mut().add(&*other.latencies.borrow()).expect("both have the same bounds");
+        for (sum, count) in self.faults.iter().zip(&other.faults) {
+            sum.set(sum.get() + count.get());
+        }
+    }
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,314 @@
+//! The generator against servers that do known wrong: each is caught, and known delays are reported.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::protocol::http::field_storage;
+use crate::protocol::http::request::RequestHead;
+use crate::protocol::http::scan::HeadScan;
+use crate::protocol::websocket::frame::{self, Header, Opcode, Role, Rules};
+use crate::protocol::websocket::handshake::{self, write_accept};
+use crate::protocol::websocket::mask;
+
+/// One message, as the server got it.
+struct Message {
+    /// Its place among the messages of its connection.
+    index: usize,
+    opcode: Opcode,
+    payload: Vec<u8>,
+}
+
+/// What a server does with each message: it may write what it likes, and break the connection off.
+type Behaviour = Arc<dyn Fn(&Message, &mut TcpStream) -> ControlFlow<()> + Send + Sync>;
+
+/// A WebSocket server with a thread for each connection, which lives until the test process ends.
+fn serve(
+    behaviour: impl Fn(&Message, &mut TcpStream) -> ControlFlow<()> + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let behaviour: Behaviour = Arc::new(behaviour);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let behaviour = Arc::clone(&behaviour);
+            thread::spawn(move || converse(stream.unwrap(), &behaviour));
+        }
+    });
+    address
+}
+
+/// One connection. Its thread ends with the connection, however that ends.
+fn converse(mut stream: TcpStream, behaviour: &Behaviour) {
+    stream.set_nodelay(true).unwrap();
+    let mut received = Vec::new();
+    let mut chunk = [0; 4096];
+    let head_size = loop {
+        let Ok(size @ 1..) = stream.read(&mut chunk) else { return };
+        received.extend_from_slice(&chunk[..size]);
+        if let Some(head_size) = HeadScan::new(16_384, 100).scan(&received).unwrap() {
+            break head_size;
+        }
+    };
+    let mut response = Vec::new();
+    {
+        let mut storage = field_storage();
+        let head = RequestHead::parse(&received[..head_size], &mut storage).unwrap();
+        let Ok(handshake::Request::Opening(opening)) = handshake::judge(&head) else {
+            panic!("no opening handshake")
+        };
+        write_accept(&mut response, opening.key(), None);
+    }
+    stream.write_all(&response).unwrap();
+    received.drain(..head_size);
+    let rules = Rules { role: Role::Server, frame_size_max: 1 << 20, message_size_max: 1 << 20 };
+    let mut index = 0;
+    loop {
+        while let Some((header, header_size)) = Header::parse(&received, &rules).unwrap() {
+            let end = header_size + usize::try_from(header.payload_size).unwrap();
+            if received.len() < end {
+                break;
+            }
+            let mut payload: Vec<u8> = received.drain(..end).skip(header_size).collect();
+            mask::apply(&mut payload, header.mask.unwrap(), 0);
+            if header.opcode == Opcode::Close {
+                let mut close = Vec::new();
+                frame::append(&mut close, Opcode::Close, true, &payload, None);
+                // The client may have been satisfied, or not, and gone.
+                let _ = stream.write_all(&close);
+                return;
+            }
+            let message = Message { index, opcode: header.opcode, payload };
+            index += 1;
+            if behaviour(&message, &mut stream).is_break() {
+                return;
+            }
+        }
+        let Ok(size @ 1..) = stream.read(&mut chunk) else { return };
+        received.extend_from_slice(&chunk[..size]);
+    }
+}
+
+fn send(stream: &mut TcpStream, opcode: Opcode, payload: &[u8]) -> ControlFlow<()> {
+    let mut bytes = Vec::new();
+    frame::append(&mut bytes, opcode, true, payload, None);
+    if stream.write_all(&bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+}
+
+fn echo_back(message: &Message, stream: &mut TcpStream) -> ControlFlow<()> {
+    send(stream, message.opcode, &message.payload)
+}
+
+fn setting(address: SocketAddr, duration_ms: u64) -> Setting {
+    Setting {
+        door: Rc::new(Door {
+            targets: vec![Target::resolve(&format!("ws://{address}/")).unwrap()],
+            sources: Vec::new(),
+            subprotocols: Vec::new(),
+            fields: Vec::new(),
+        }),
+        connections: 4,
+        duration: Duration::from_millis(duration_ms),
+        warmup: Duration::ZERO,
+        grace: Duration::from_secs(10),
+        server: Server::new(&[std::process::id()]),
+        core: None,
+        progress: Rc::new(|_| {}),
+    }
+}
+
+const SHAPE: Shape = Shape { opcode: Opcode::Text, size: 200, in_flight: 3 };
+
+fn json(report: &Report) -> serde_json::Value {
+    serde_json::to_value(report).unwrap()
+}
+
+/// The faults of a run against such a server, as JSON.
+fn faults(
+    behaviour: impl Fn(&Message, &mut TcpStream) -> ControlFlow<()> + Send + Sync + 'static,
+    grace: Duration,
+) -> serde_json::Value {
+    let setting = Setting { grace, ..setting(serve(behaviour), 10) };
+    let report = super::echo(&setting, SHAPE, Pace::Answers).unwrap();
+    assert!(!report.is_clean());
+    let json = json(&report);
+    assert_eq!(json["errors"], 4);
+    json["faults"].clone()
+}
+
+#[test]
+fn an_honest_server_is_found_clean() {
+    let report = super::echo(&setting(serve(echo_back), 50), SHAPE, Pace::Answers).unwrap();
+    assert!(report.is_clean(), "{}", report);
+    let json = json(&report);
+    // Every connection sends at least one window, and windows are answered whole.
+    let messages = json["messages"].as_u64().unwrap();
+    assert!(messages >= 12 && messages.is_multiple_of(3), "{messages}");
+    assert!(json["server"]["cpu_us_per_message"].as_f64().unwrap() > 0.0);
+    assert_eq!(
+        (&json["scenario"], &json["size"], &json["in_flight"]),
+        (&"echo".into(), &200.into(), &3.into())
+    );
+}
+
+#[test]
+fn wrong_content_is_caught() {
+    let upside_down = |message: &Message, stream: &mut TcpStream| {
+        let payload: Vec<u8> = message.payload.iter().rev().copied().collect();
+        send(stream, message.opcode, &payload)
+    };
+    assert_eq!(faults(upside_down, Duration::from_secs(10)), serde_json::json!({ "content": 4 }));
+}
+
+#[test]
+fn the_same_answer_again_is_caught() {
+    let first = Arc::new(std::sync::Mutex::new(None));
+    let repeat = move |message: &Message, stream: &mut TcpStream| {
+        let answer = first.lock().unwrap().get_or_insert_with(|| message.payload.clone()).clone();
+        send(stream, message.opcode, &answer)
+    };
+    assert_eq!(faults(repeat, Duration::from_secs(10)), serde_json::json!({ "content": 4 }));
+}
+
+#[test]
+fn wrong_lengths_opcodes_and_frames_are_caught() {
+    let longer = |message: &Message, stream: &mut TcpStream| {
+        send(stream, message.opcode, &[message.payload.as_slice(), b"x"].concat())
+    };
+    assert_eq!(faults(longer, Duration::from_secs(10)), serde_json::json!({ "length": 4 }));
+    let binary = |message: &Message, stream: &mut TcpStream| send(stream, Opcode::Binary, &message.payload);
+    assert_eq!(faults(binary, Duration::from_secs(10)), serde_json::json!({ "opcode": 4 }));
+    let masked = |message: &Message, stream: &mut TcpStream| {
+        let mut bytes = Vec::new();
+        frame::append(&mut bytes, message.opcode, true, &message.payload, Some([1, 2, 3, 4]));
+        if stream.write_all(&bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    assert_eq!(faults(masked, Duration::from_secs(10)), serde_json::json!({ "violation": 4 }));
+}
+
+#[test]
+fn silence_a_close_and_an_end_are_told_apart() {
+    let silent = |_: &Message, _: &mut TcpStream| ControlFlow::Continue(());
+    assert_eq!(faults(silent, Duration::from_millis(200)), serde_json::json!({ "late": 4 }));
+    let closing = |_: &Message, stream: &mut TcpStream| send(stream, Opcode::Close, &1001_u16.to_be_bytes());
+    assert_eq!(faults(closing, Duration::from_secs(10)), serde_json::json!({ "closed": 4 }));
+    let leaving = |message: &Message, stream: &mut TcpStream| {
+        if message.index < 3 { echo_back(message, stream) } else { ControlFlow::Break(()) }
+    };
+    assert_eq!(faults(leaving, Duration::from_secs(10)), serde_json::json!({ "gone": 4 }));
+}
+
+#[test]
+fn an_answer_too_many_is_caught() {
+    let twice = |message: &Message, stream: &mut TcpStream| {
+        let both = send(stream, message.opcode, &message.payload).is_continue();
+        if both { echo_back(message, stream) } else { ControlFlow::Break(()) }
+    };
+    assert_eq!(faults(twice, Duration::from_secs(10)), serde_json::json!({ "content": 4 }));
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a delay by a known time is what is measured")]
+fn a_known_delay_is_reported() {
+    let delay = |message: &Message, stream: &mut TcpStream| {
+        thread::sleep(Duration::from_millis(10));
+        echo_back(message, stream)
+    };
+    let shape = Shape { in_flight: 1, ..SHAPE };
+    let report = super::echo(&setting(serve(delay), 500), shape, Pace::Answers).unwrap();
+    assert!(report.is_clean(), "{}", report);
+    let p50 = json(&report)["latency_us"]["p50"].as_f64().unwrap();
+    assert!((10_000.0..30_000.0).contains(&p50), "{p50}");
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a stall of a known time is what is measured")]
+fn a_stall_is_charged_with_all_that_had_to_wait() {
+    // 250 messages a second on one connection; the 10th stalls for 400 ms, during which 100 more are due.
+    let stall = |message: &Message, stream: &mut TcpStream| {
+        if message.index == 10 {
+            thread::sleep(Duration::from_millis(400));
+        }
+        echo_back(message, stream)
+    };
+    let setting = Setting { connections: 1, ..setting(serve(stall), 1000) };
+    let shape = Shape { in_flight: 8, ..SHAPE };
+    let report = super::echo(&setting, shape, Pace::PerSecond(250)).unwrap();
+    assert!(report.is_clean(), "{}", report);
+    let json = json(&report);
+    assert_eq!(json["messages"], 250);
+    // 50 of the 250 waited 200 ms or longer, though no more than 8 were on the way at once.
+    let p90 = json["latency_us"]["p90"].as_f64().unwrap();
+    assert!(p90 >= 200_000.0, "{p90}");
+    assert!(json["latency_us"]["max"].as_f64().unwrap() >= 399_000.0);
+}
+
+#[test]
+fn connections_are_opened_and_left_over_and_over() {
+    for parting in [Parting::Handshake, Parting::Reset] {
+        let report = super::connect(&setting(serve(echo_back), 50), parting).unwrap();
+        assert!(report.is_clean(), "{}", report);
+        assert!(json(&report)["messages"].as_u64().unwrap() >= 4);
+    }
+}
+
+#[test]
+fn idle_connections_are_weighed_where_the_server_is_known() {
+    let setting = Setting { connections: 20, grace: Duration::from_secs(3), ..setting(serve(echo_back), 10) };
+    let report = super::idle(&setting, SHAPE).unwrap();
+    assert!(report.is_clean(), "{}", report);
+    let json = json(&report);
+    assert_eq!(json["messages"], 20);
+    assert!(json["server"]["opened"]["rss_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn large_messages_pass_through_full_sockets() {
+    let setting = setting(serve(echo_back), 50);
+    let shape = Shape { opcode: Opcode::Binary, size: 1 << 20, in_flight: 8 };
+    let report = super::echo(&setting, shape, Pace::Answers).unwrap();
+    assert!(report.is_clean(), "{}", report);
+}
+
+#[test]
+fn servers_are_compared_round_by_round() {
+    let contestant = |name: &str| {
+        let setting = setting(serve(echo_back), 50);
+        Contestant { name: name.to_owned(), door: setting.door, server: None }
+    };
+    let plan = Plan {
+        rounds: 3,
+        slice: Duration::from_millis(20),
+        grace: Duration::from_secs(10),
+        parting: Parting::Handshake,
+    };
+    let cases = ["4:20:2".parse().unwrap(), "connect:2".parse().unwrap()];
+    let contestants = [contestant("a"), contestant("b"), contestant("c")];
+    let comparisons =
+        super::compare(&contestants, &cases, &plan, None, &(Rc::new(|_: &str| {}) as Progress)).unwrap();
+    assert!(comparisons.is_clean());
+    let json = serde_json::to_value(&comparisons).unwrap();
+    for case in 0..2 {
+        let case = &json["cases"][case];
+        assert_eq!((&case["rounds"], &case["measure"]), (&3.into(), &"elapsed".into()));
+        let pairs = case["pairs"].as_array().unwrap();
+        let names: Vec<_> = pairs.iter().map(|pair| [&pair["first"], &pair["second"]]).collect();
+        assert_eq!(names, [["a", "b"], ["a", "c"], ["b", "c"]]);
+        for pair in pairs {
+            let [min, median, max] = ["min", "median", "max"].map(|key| pair["ratio"][key].as_f64().unwrap());
+            assert!(0.0 < min && min <= median && median <= max);
+        }
+    }
+}
+
+#[test]
+fn nobody_listening_is_an_error() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let fault = super::echo(&setting(address, 10), SHAPE, Pace::Answers).unwrap_err();
+    assert!(matches!(fault, BenchFault::Open(OpenFault::Connect(_))), "{fault}");
+}
