@@ -8,7 +8,12 @@ use ringway::protocol::websocket::exchange::Exchange;
 use ringway::protocol::websocket::frame::{self, Opcode, Role, Rules, Tally};
 use ringway::protocol::websocket::walker::Walker;
 
-const RULES: Rules = Rules { role: Role::Server, frame_size_max: 1 << 20, message_size_max: 1 << 20 };
+const RULES: Rules = Rules {
+    role: Role::Server,
+    frame_size_max: 1 << 20,
+    message_size_max: 1 << 20,
+    masker: ringway::protocol::websocket::mask::wide,
+};
 
 #[test]
 fn whole_frames_are_echoed_without_an_allocation() {

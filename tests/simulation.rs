@@ -458,7 +458,12 @@ struct Peer {
 impl Peer {
     fn new(role: Role, plan: &Plan, script: VecDeque<Step>) -> Self {
         Self {
-            rules: Rules { role, frame_size_max: FRAME_SIZE_MAX, message_size_max: MESSAGE_SIZE_MAX },
+            rules: Rules {
+                role,
+                frame_size_max: FRAME_SIZE_MAX,
+                message_size_max: MESSAGE_SIZE_MAX,
+                masker: ringway::protocol::websocket::mask::wide,
+            },
             patience: plan.patience,
             script,
             endpoint: Endpoint::new(),

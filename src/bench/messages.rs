@@ -114,8 +114,12 @@ impl Answers {
     /// Room that [`Self::receive`] needs before the bytes that it has not seen yet.
     pub(super) const ROOM: usize = HEADER_SIZE_MAX + CONTROL_SIZE_MAX;
     /// Lengths are judged against the message that they answer.
-    const RULES: Rules =
-        Rules { role: Role::Client, frame_size_max: u64::MAX >> 1, message_size_max: u64::MAX >> 1 };
+    const RULES: Rules = Rules {
+        role: Role::Client,
+        frame_size_max: u64::MAX >> 1,
+        message_size_max: u64::MAX >> 1,
+        masker: crate::protocol::websocket::mask::wide,
+    };
 
     /// The answers to what [`Outgoing`] sends for the same shape, pattern and connection.
     pub(super) fn new(shape: &Shape, pattern: &Pattern, connection: u32) -> Self {

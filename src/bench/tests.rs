@@ -66,7 +66,12 @@ fn converse(mut stream: TcpStream, behaviour: &Behaviour) {
     }
     stream.write_all(&response).unwrap();
     received.drain(..head_size);
-    let rules = Rules { role: Role::Server, frame_size_max: 1 << 20, message_size_max: 1 << 20 };
+    let rules = Rules {
+        role: Role::Server,
+        frame_size_max: 1 << 20,
+        message_size_max: 1 << 20,
+        masker: crate::protocol::websocket::mask::wide,
+    };
     let mut index = 0;
     loop {
         while let Some((header, header_size)) = Header::parse(&received, &rules).unwrap() {

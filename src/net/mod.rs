@@ -10,6 +10,7 @@ pub mod limits;
 pub mod listen;
 pub mod pool;
 pub mod scratch;
+pub mod simd;
 pub mod stream;
 pub mod timers;
 pub mod wake;

@@ -11,6 +11,7 @@ use crate::metrics::{PortCells, ShardCells};
 use crate::net::driver::Driver;
 use crate::net::pool::Pool;
 use crate::net::scratch::Scratch;
+use crate::net::simd;
 use crate::net::timers::{TICKS_PER_S, Tick, Timers, ticks};
 use crate::protocol::websocket::frame::{Role, Rules};
 use crate::protocol::websocket::keepalive::Patience;
@@ -178,6 +179,7 @@ impl Place {
                 role: Role::Server,
                 frame_size_max: limits.frame_size_max as u64,
                 message_size_max: limits.message_size_max as u64,
+                masker: simd::masker(),
             },
             patience: Patience {
                 ping_after: limits.ping_interval.map_or(0, ticks),

@@ -38,6 +38,8 @@ struct Connection {
     deadline: Tick,
     /// True exactly when a request has been answered on this connection.
     has_answered: bool,
+    /// There while a handshake is in progress: not while nothing of a further request has come.
+    waiting: Option<Waiting>,
 }
 
 /// What one look at the bytes led to.
@@ -85,12 +87,15 @@ impl Connection {
             began: clock::now(),
             deadline,
             has_answered: false,
+            waiting: None,
         }
     }
 
     /// Waits for the bytes that the first look missed, until the request is answered.
     async fn go_on(mut self, mut step: Step) {
-        let waiting = Waiting::begin(self.table.port());
+        if !self.has_answered {
+            self.waiting = Some(Waiting::begin(self.table.port()));
+        }
         let end = loop {
             step = match step {
                 Step::Wait => self.wait().await,
@@ -100,13 +105,12 @@ impl Connection {
                 },
                 Step::Open { place, unsent, early } => match self.flush(&unsent).await {
                     Ok(()) => {
-                        drop(waiting);
                         return open(self.client, place, early);
                     }
                     Err(end) => Step::Gone(end),
                 },
                 Step::Leave { unsent, end } => {
-                    drop(waiting);
+                    self.waiting = None;
                     if let Err(end) = self.flush(&unsent).await {
                         break end;
                     }
@@ -168,6 +172,7 @@ impl Connection {
             Ok(Some(head_size)) => head_size,
             Ok(None) => {
                 self.head.extend_from_slice(bytes);
+                self.waiting.get_or_insert_with(|| Waiting::begin(self.table.port()));
                 return Step::Wait;
             }
             Err(refusal) => return self.refuse(refusal, None, false),
@@ -257,6 +262,7 @@ impl Connection {
             return Step::Leave { unsent, end: End::HttpDone };
         }
         self.has_answered = true;
+        self.waiting = None;
         self.head = rest.to_vec();
         self.scan = Self::new_scan(&self.table);
         self.began = clock::now();

@@ -144,7 +144,7 @@ impl Endpoint {
                 return Ok(None);
             }
             let event = if let Some(frame) = self.frame {
-                self.continue_frame(frame, exchange)?
+                self.continue_frame(frame, rules, exchange)?
             } else if self.carried.is_empty() {
                 self.begin_frame(rules, exchange)?
             } else {
@@ -178,7 +178,7 @@ impl Endpoint {
                 return Ok(None);
             }
             self.take_header(&header, rules, exchange)?;
-            let payload = unmask_in_place(&header, header_size, exchange);
+            let payload = unmask_in_place(&header, header_size, rules, exchange);
             return self.control(header.opcode, payload, exchange);
         }
         self.take_header(&header, rules, exchange)?;
@@ -187,14 +187,14 @@ impl Endpoint {
             _ => MessageKind::Binary,
         };
         if whole && header.fin && header.opcode != Opcode::Continuation && self.closing == Closing::Open {
-            let payload = unmask_in_place(&header, header_size, exchange);
+            let payload = unmask_in_place(&header, header_size, rules, exchange);
             if kind == MessageKind::Text && utf8::validate(exchange.payload(&payload)).is_none() {
                 return Err(Violation::InvalidUtf8);
             }
             return Ok(Some(Event::Message { kind, payload }));
         }
         exchange.consumed += header_size;
-        self.begin_payload(header, exchange)
+        self.begin_payload(header, rules, exchange)
     }
 
     /// Completes a header or a control frame whose beginning came in an earlier read.
@@ -217,7 +217,7 @@ impl Endpoint {
         if !header.opcode.is_control() {
             self.carried.clear();
             self.take_header(&header, rules, exchange)?;
-            return self.begin_payload(header, exchange);
+            return self.begin_payload(header, rules, exchange);
         }
         // A control frame's payload is at most 125 bytes, as its header was checked for that.
         let payload_size =
@@ -233,7 +233,7 @@ impl Endpoint {
         self.take_header(&header, rules, exchange)?;
         let mut bytes = std::mem::take(&mut self.carried);
         if let Some(key) = header.mask {
-            mask::apply(&mut bytes[header_size..], key, 0);
+            mask::apply_with(rules.masker, &mut bytes[header_size..], key, 0);
         }
         self.control(header.opcode, Payload::Collected(Collected::new(bytes, header_size)), exchange)
     }
@@ -254,6 +254,7 @@ impl Endpoint {
     fn begin_payload(
         &mut self,
         header: Header,
+        rules: &Rules,
         exchange: &mut Exchange<'_>,
     ) -> Result<Option<Event>, Violation> {
         if self.closing == Closing::Open && header.opcode != Opcode::Continuation {
@@ -261,13 +262,14 @@ impl Endpoint {
             let bytes = vec![0; SERVER_HEADER_SIZE_MAX];
             self.message = Some(PartialMessage { kind, bytes, utf8: Utf8Check::default() });
         }
-        self.continue_frame(PartialFrame { header, arrived: 0 }, exchange)
+        self.continue_frame(PartialFrame { header, arrived: 0 }, rules, exchange)
     }
 
     /// Collects what has arrived of a data frame's payload.
     fn continue_frame(
         &mut self,
         mut frame: PartialFrame,
+        rules: &Rules,
         exchange: &mut Exchange<'_>,
     ) -> Result<Option<Event>, Violation> {
         let rest = exchange.rest();
@@ -276,7 +278,7 @@ impl Endpoint {
         let piece = &mut rest[..taken];
         if let Some(message) = &mut self.message {
             if let Some(key) = frame.header.mask {
-                mask::apply(piece, key, frame.arrived);
+                mask::apply_with(rules.masker, piece, key, frame.arrived);
             }
             if message.kind == MessageKind::Text {
                 message.utf8.push(piece).map_err(|_| Violation::InvalidUtf8)?;
@@ -325,11 +327,16 @@ impl Endpoint {
 
 /// Unmasks a payload that lies wholly in the buffer, and takes its frame.
 #[inline]
-fn unmask_in_place(header: &Header, header_size: usize, exchange: &mut Exchange<'_>) -> Payload {
+fn unmask_in_place(
+    header: &Header,
+    header_size: usize,
+    rules: &Rules,
+    exchange: &mut Exchange<'_>,
+) -> Payload {
     let size = usize::try_from(header.payload_size).expect("the payload lies in the buffer");
     let payload = &mut exchange.rest()[header_size..header_size + size];
     if let Some(key) = header.mask {
-        mask::apply(payload, key, 0);
+        mask::apply_with(rules.masker, payload, key, 0);
     }
     let start = exchange.consumed + header_size;
     exchange.consumed = start + size;
@@ -341,7 +348,12 @@ mod tests {
     use super::super::frame::{Role, append};
     use super::*;
 
-    const RULES: Rules = Rules { role: Role::Server, frame_size_max: 1 << 16, message_size_max: 1 << 16 };
+    const RULES: Rules = Rules {
+        role: Role::Server,
+        frame_size_max: 1 << 16,
+        message_size_max: 1 << 16,
+        masker: crate::protocol::websocket::mask::wide,
+    };
     const KEY: Option<[u8; 4]> = Some([0xa1, 0x02, 0xf3, 0x44]);
 
     /// What an endpoint reports and an echo of it replies, for input that comes in the pieces given.

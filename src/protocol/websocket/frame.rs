@@ -1,6 +1,6 @@
 //! Frame headers (RFC 6455 section 5.2) and the order in which frames may come (section 5.4).
 
-use super::mask::MaskingKey;
+use super::mask::{Masker, MaskingKey};
 use super::violation::Violation;
 
 /// The longest frame header in bytes: two, eight of length, four of masking key.
@@ -87,6 +87,8 @@ pub struct Rules {
     pub frame_size_max: u64,
     /// The largest message in bytes, all its fragments together.
     pub message_size_max: u64,
+    /// What unmasks payloads, at the speed that this machine has.
+    pub masker: Masker,
 }
 
 /// A frame header.
@@ -300,7 +302,12 @@ impl Tally {
 mod tests {
     use super::*;
 
-    const SERVER: Rules = Rules { role: Role::Server, frame_size_max: 1 << 20, message_size_max: 1 << 20 };
+    const SERVER: Rules = Rules {
+        role: Role::Server,
+        frame_size_max: 1 << 20,
+        message_size_max: 1 << 20,
+        masker: crate::protocol::websocket::mask::wide,
+    };
     const CLIENT: Rules = Rules { role: Role::Client, ..SERVER };
 
     fn violation(bytes: &[u8]) -> Violation {

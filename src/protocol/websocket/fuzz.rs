@@ -12,7 +12,12 @@ const FRAME_SIZES_MAX: [u64; 4] = [0, 125, 1_000, 1 << 20];
 const MESSAGE_SIZES_MAX: [u64; 4] = [1, 126, 2_000, 1 << 20];
 
 /// The rules for whoever reads what an endpoint replied: the replies of an input are shorter than this.
-const REPLY_RULES: Rules = Rules { role: Role::Client, frame_size_max: 1 << 30, message_size_max: 1 << 30 };
+const REPLY_RULES: Rules = Rules {
+    role: Role::Client,
+    frame_size_max: 1 << 30,
+    message_size_max: 1 << 30,
+    masker: crate::protocol::websocket::mask::wide,
+};
 
 /// A generator whose whole state is its seed: splitmix64.
 #[derive(Clone, Debug)]
@@ -53,6 +58,7 @@ pub fn fuzz_frames(data: &[u8]) {
         role: if choice & 1 == 0 { Role::Server } else { Role::Client },
         frame_size_max: FRAME_SIZES_MAX[usize::from(choice >> 1 & 3)],
         message_size_max: MESSAGE_SIZES_MAX[usize::from(choice >> 3 & 3)],
+        masker: crate::protocol::websocket::mask::wide,
     };
     let mut random = Random(u64::from(*splits));
     let size_max = 1 + random.below(64);
@@ -100,7 +106,12 @@ pub fn fuzz_close_payload(data: &[u8]) {
 
     let mut received = Vec::new();
     frame::append(&mut received, Opcode::Close, true, data, Some([0xa5, 0x5a, 0x3c, 0xc3]));
-    let rules = Rules { role: Role::Server, frame_size_max: 125, message_size_max: 1 };
+    let rules = Rules {
+        role: Role::Server,
+        frame_size_max: 125,
+        message_size_max: 1,
+        masker: crate::protocol::websocket::mask::wide,
+    };
     let walked = Walker::new().walk(&rules, &received, &mut Tally::default());
     let mut exchange = Exchange::new(&mut received);
     let heard = Endpoint::new().receive(&rules, &mut exchange);

@@ -188,7 +188,12 @@ mod tests {
     use super::super::frame::{Role, append};
     use super::*;
 
-    const RULES: Rules = Rules { role: Role::Server, frame_size_max: 1 << 16, message_size_max: 1 << 16 };
+    const RULES: Rules = Rules {
+        role: Role::Server,
+        frame_size_max: 1 << 16,
+        message_size_max: 1 << 16,
+        masker: crate::protocol::websocket::mask::wide,
+    };
     const KEY: Option<[u8; 4]> = Some([9, 8, 7, 6]);
 
     fn stream() -> Vec<u8> {
