@@ -23,7 +23,10 @@ pub(super) fn run(arguments: &RunArguments) -> Exit {
 
 /// Sends the log to standard error, in the form asked for, panics included.
 fn log_to_stderr(format: LogFormat) {
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    // A line that cannot be written (a full disk, a reader that has gone) is lost. Told of it, tracing would say so on
+    // standard error too, which panics, and end the process with every connection.
+    let builder =
+        tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).log_internal_errors(false);
     match format {
         LogFormat::Text => {
             let is_coloured = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
@@ -75,10 +76,19 @@ impl Acceptor {
                 | Errno::NETUNREACH
                 | Errno::PERM,
             ) => Accepted::Aborted,
+            // accept(2) looks for a descriptor before it looks at the queue.
+            Err(Errno::MFILE | Errno::NFILE) if self.is_queue_empty() => Accepted::Nothing,
             Err(Errno::MFILE | Errno::NFILE) => Accepted::NoDescriptor,
             Err(Errno::NOBUFS | Errno::NOMEM) => Accepted::NoMemory,
             Err(error) => Accepted::Failed(error.into()),
         }
+    }
+
+    /// Whether nobody waits in the queue, as far as can be told.
+    fn is_queue_empty(&self) -> bool {
+        let mut poll = [PollFd::new(&self.descriptor, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(rustix::event::poll(&mut poll, Some(&at_once)), Ok(0))
     }
 
     /// Keeps new connections out of the queue, so that it can be emptied and closed without losing one.

@@ -21,7 +21,11 @@ pub const TICKS_PER_S: Tick = 10;
 /// A deadline that never passes.
 pub const NEVER: Tick = Tick::MAX;
 
-/// Ticks since the shard started; a shard's clock stops after 13 years.
+/// How far one sweep moves the clock at most. A shard that was held up for longer (a process stopped, a virtual machine
+/// paused) could serve nobody meanwhile, so the rest of that time is not held against anybody's deadline.
+const STEP_MAX: Tick = 2 * TICKS_PER_S;
+
+/// Ticks since the shard started, without those it was held up for; a shard's clock stops after 13 years.
 pub type Tick = u32;
 
 /// The deadlines of one shard.
@@ -29,6 +33,8 @@ pub type Tick = u32;
 pub struct Timers {
     origin: Instant,
     now: Cell<Tick>,
+    /// Ticks that are not counted, see [`STEP_MAX`].
+    held_up: Cell<Tick>,
     slots: RefCell<Slots>,
 }
 
@@ -52,7 +58,7 @@ impl Timers {
     pub fn new() -> Rc<Self> {
         // Tick 0 is never shown, so that it can stand for "has not happened".
         let origin = clock::now().checked_sub(TICK).unwrap_or_else(clock::now);
-        let timers = Self { origin, now: Cell::new(1), slots: RefCell::default() };
+        let timers = Self { origin, now: Cell::new(1), held_up: Cell::new(0), slots: RefCell::default() };
         Rc::new(timers)
     }
 
@@ -75,7 +81,10 @@ impl Timers {
     /// Sets the clock and wakes every task whose deadline has passed.
     pub fn sweep(&self, time: Instant) {
         let elapsed = time.saturating_duration_since(self.origin).as_millis() / TICK.as_millis();
-        let now = Tick::try_from(elapsed).unwrap_or(NEVER - 1).max(1);
+        let elapsed = Tick::try_from(elapsed).unwrap_or(NEVER - 1).max(1);
+        let latest = self.now() + STEP_MAX;
+        let now = (elapsed - self.held_up.get()).min(latest);
+        self.held_up.set(elapsed - now);
         self.now.set(now);
         let mut slots = self.slots.borrow_mut();
         let Slots { deadlines, wakers, .. } = &mut *slots;
@@ -103,7 +112,11 @@ impl Timers {
     pub fn timer(self: &Rc<Self>) -> Timer {
         let mut slots = self.slots.borrow_mut();
         let slot = match slots.free.pop() {
-            Some(slot) => slot,
+            Some(slot) => {
+                // `expire_all` lets those pass, too, that nobody has.
+                slots.deadlines[slot as usize] = NEVER;
+                slot
+            }
             None => {
                 slots.deadlines.push(NEVER);
                 slots.wakers.push(None);
@@ -208,6 +221,23 @@ mod tests {
         assert!(!timer.is_due());
         timers.sweep(at(&timers, 5));
         assert!(timer.is_due());
+    }
+
+    #[test]
+    fn time_that_the_shard_was_held_up_is_not_counted() {
+        let timers = Timers::new();
+        timers.sweep(at(&timers, 50));
+        assert_eq!(timers.now(), 1 + STEP_MAX);
+        timers.sweep(at(&timers, 51));
+        assert_eq!(timers.now(), 2 + STEP_MAX);
+    }
+
+    #[test]
+    fn a_slot_that_is_used_again_has_no_deadline_left() {
+        let timers = Timers::new();
+        drop(timers.timer());
+        timers.expire_all();
+        assert_eq!(timers.timer().deadline(), NEVER);
     }
 
     #[test]

@@ -181,18 +181,7 @@ impl Messages {
         let cells = self.place.cells();
         cells.wire_bytes(Direction::Received).add(bytes.len() as u64);
         cells.wire_bytes(Direction::Sent).add(outgoing.size() as u64);
-        let unsent = match self.send(bytes, outgoing) {
-            Ok(unsent) => unsent,
-            // The peer is gone. If it closed in order and did not wait for our answer, that was an end in order.
-            Err(Gone) => {
-                return Turn::Next(Next::End(if next == Next::Wait { End::ClientGone } else { next.end() }));
-            }
-        };
-        match (unsent, next) {
-            (None, Next::Wait) => Turn::Wait,
-            (None, next) => Turn::Next(next),
-            (Some(unsent), then) => Turn::Flush { unsent, then },
-        }
+        Turn::after(self.send(bytes, outgoing), next)
     }
 
     /// Runs the endpoint over the bytes of one read and composes the replies.
@@ -422,6 +411,19 @@ impl Kept {
     #[inline]
     fn boxed(self) -> Option<Box<Self>> {
         if self.is_nothing() { None } else { Some(Box::new(self)) }
+    }
+}
+
+impl Turn {
+    /// How to go on once replies were sent, as far as the socket had room.
+    fn after(sent: Result<Option<Unsent>, Gone>, next: Next) -> Self {
+        match (sent, next) {
+            (Ok(None), Next::Wait) => Self::Wait,
+            (Ok(None), next) => Self::Next(next),
+            (Ok(Some(unsent)), then) => Self::Flush { unsent, then },
+            // The peer is gone. If it closed in order and did not wait for our answer, that was an end in order.
+            (Err(Gone), next) => Self::Next(Next::End(next.end())),
+        }
     }
 }
 

@@ -34,7 +34,7 @@ impl Reserve {
         reserve
     }
 
-    /// Opens the descriptor again, if one is to be had.
+    /// Opens the descriptor again where it is gone and one is to be had: another thread may have been quicker.
     fn refill(&self) {
         let mut descriptor = self.descriptor.borrow_mut();
         if descriptor.is_none() {
@@ -53,6 +53,7 @@ pub(super) async fn accept(table: Rc<Table>, acceptor: Acceptor, reserve: Rc<Res
     let resources = Rc::clone(&table.port().resources);
     let timer = resources.timers.timer();
     while resources.phase() == Phase::Serving {
+        reserve.refill();
         match accept_batch(&table, &acceptor, &reserve, BATCH) {
             Pause::UntilNext => {
                 if acceptor.wait(&timer).await.is_err() {
@@ -67,11 +68,17 @@ pub(super) async fn accept(table: Rc<Table>, acceptor: Acceptor, reserve: Rc<Res
     }
     acceptor.refuse_new();
     // Each is answered with a 503 by the phase that the shard is in.
-    for _ in 0..SETTLE_TICKS {
-        accept_batch(&table, &acceptor, &reserve, u32::MAX);
+    let settled_at = resources.timers.now() + SETTLE_TICKS;
+    loop {
+        let is_empty = matches!(accept_batch(&table, &acceptor, &reserve, u32::MAX), Pause::UntilNext);
+        // Where a descriptor is short the queue waits for a client to leave.
+        let is_done = is_empty && resources.timers.now() >= settled_at;
+        if is_done || resources.phase() == Phase::Cutting {
+            break;
+        }
         pause(&timer).await;
+        reserve.refill();
     }
-    accept_batch(&table, &acceptor, &reserve, u32::MAX);
     drop(acceptor);
     resources.vacate();
 }

@@ -162,26 +162,43 @@ impl Connection {
 
     /// Looks at what was kept.
     fn look_again(&mut self) -> Step {
-        let head = std::mem::take(&mut self.head);
-        if head.is_empty() { Step::Wait } else { self.read(&head) }
+        if self.head.is_empty() {
+            return Step::Wait;
+        }
+        match self.scan.scan(&self.head) {
+            Ok(Some(head_size)) => {
+                let head = std::mem::take(&mut self.head);
+                self.parse(&head, head_size)
+            }
+            Ok(None) => self.wait_for_more(),
+            Err(refusal) => self.refuse(refusal, None, asks_for_head_alone(&self.head)),
+        }
     }
 
     /// Reads a head from the bytes at hand, keeps them where it is not whole, and answers it where it is.
     fn read(&mut self, bytes: &[u8]) -> Step {
-        let head_size = match self.scan.scan(bytes) {
-            Ok(Some(head_size)) => head_size,
+        match self.scan.scan(bytes) {
+            Ok(Some(head_size)) => self.parse(bytes, head_size),
             Ok(None) => {
                 self.head.extend_from_slice(bytes);
-                self.waiting.get_or_insert_with(|| Waiting::begin(self.table.port()));
-                return Step::Wait;
+                self.wait_for_more()
             }
-            Err(refusal) => return self.refuse(refusal, None, false),
-        };
+            Err(refusal) => self.refuse(refusal, None, asks_for_head_alone(bytes)),
+        }
+    }
+
+    fn wait_for_more(&mut self) -> Step {
+        self.waiting.get_or_insert_with(|| Waiting::begin(self.table.port()));
+        Step::Wait
+    }
+
+    /// Parses a head that is whole, and answers it.
+    fn parse(&mut self, bytes: &[u8], head_size: usize) -> Step {
         let (head, rest) = bytes.split_at(head_size);
         let mut storage = field_storage();
         match RequestHead::parse(head, &mut storage) {
             Ok(head) => self.answer(&head, rest),
-            Err(refusal) => self.refuse(refusal, None, false),
+            Err(refusal) => self.refuse(refusal, None, asks_for_head_alone(head)),
         }
     }
 
@@ -298,7 +315,7 @@ impl Connection {
     fn time_out(&mut self) -> Step {
         match (self.head.is_empty(), self.has_answered) {
             // Somebody who asked for something is told; silence is answered with the end of the connection.
-            (false, _) => self.refuse(Refusal::Timeout, None, false),
+            (false, _) => self.refuse(Refusal::Timeout, None, asks_for_head_alone(&self.head)),
             (true, true) => Step::Leave { unsent: Vec::new(), end: End::HttpDone },
             (true, false) => Step::Leave { unsent: Vec::new(), end: End::HandshakeTimeout },
         }
@@ -344,6 +361,11 @@ impl Connection {
         let limits = &table.port().limits;
         HeadScan::new(limits.request_head_size_max, limits.request_head_count_max)
     }
+}
+
+/// Whether these bytes begin a HEAD request, be it one that cannot be parsed (RFC 9110 section 9.3.2).
+fn asks_for_head_alone(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().starts_with(b"HEAD ")
 }
 
 /// Counts a handshake that is in progress.

@@ -74,18 +74,29 @@ impl Messages {
         cells.wire_bytes(Direction::Received).add(received as u64);
         cells.wire_bytes(Direction::Sent).add((size + spill.len()) as u64);
         if size == 0 {
-            return (after(Unsent { bytes: spill, sent: 0 }, next), buffer);
+            return (self.send_spill(spill, next), buffer);
         }
         let resources = self.place.resources();
         let deadline = resources.timers.after(self.place.write_timeout);
         let is_late = || resources.phase() == Phase::Cutting || resources.timers.now() >= deadline;
         let client = &mut self.client;
-        let wait_on = || if is_late() { None } else { Some(deadline) };
+        let mut has_waited = false;
+        let wait_on = || {
+            has_waited = true;
+            if is_late() { None } else { Some(deadline) }
+        };
         let (sent, buffer) =
             client.stream.send(buffer, in_place.clone(), cancel, &client.timer, wait_on).await;
+        if has_waited {
+            // The deadline was the send's; the next look at the clock sets it again.
+            client.timer.set(0);
+        }
         let turn = match sent {
-            Ok(sent) if sent == size => after(Unsent { bytes: spill, sent: 0 }, next),
-            Ok(sent) => after(Unsent { bytes: [&buffer[in_place][sent..], &spill].concat(), sent: 0 }, next),
+            Ok(sent) if sent == size => self.send_spill(spill, next),
+            Ok(sent) => {
+                let unsent = Unsent { bytes: [&buffer[in_place][sent..], &spill].concat(), sent: 0 };
+                Turn::Flush { unsent, then: next }
+            }
             Err(Gone) if is_late() && resources.phase() == Phase::Cutting => {
                 Turn::Next(Next::End(End::Shutdown))
             }
@@ -93,18 +104,14 @@ impl Messages {
                 cells.slow_client(SlowClientOutcome::Cut);
                 Turn::Next(Next::End(End::SlowClient))
             }
-            Err(Gone) => Turn::Next(Next::End(next.end())),
+            Err(Gone) => Turn::after(Err(Gone), next),
         };
         (turn, buffer)
     }
-}
 
-/// How to go on once what was sent is sent.
-fn after(unsent: Unsent, then: Next) -> Turn {
-    match (unsent.bytes.is_empty(), then) {
-        (true, Next::Wait) => Turn::Wait,
-        (true, next) => Turn::Next(next),
-        (false, then) => Turn::Flush { unsent, then },
+    /// Sends the replies that did not fit into the buffer: few, and perhaps of megabytes.
+    fn send_spill(&self, spill: Vec<u8>, next: Next) -> Turn {
+        Turn::after(self.send(&[], Outgoing { in_place: 0..0, spill }), next)
     }
 }
 
