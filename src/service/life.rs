@@ -71,3 +71,61 @@ impl Drop for Life {
         self.port.resources.vacate();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+    use crate::metrics::{Driver, Metrics};
+    use crate::net::clock;
+    use crate::net::contain::contain_now;
+    use crate::service::Resources;
+    use crate::service::admission::Admission;
+
+    /// A port that holds one connection, and the metrics that it counts in.
+    fn port() -> (Rc<Port>, Metrics) {
+        let metrics = Metrics::new(1, vec!["80".to_owned()], vec![], clock::time_of_day());
+        let port = Port {
+            resources: Resources::new(metrics.shard_cells(0), Driver::Epoll),
+            cells: metrics.port_cells(0, 0),
+            limits: Limits::DEFAULT,
+            admissions: [Admission::new(1), Admission::new(2)],
+        };
+        (Rc::new(port), metrics)
+    }
+
+    #[test]
+    fn a_connection_ends_once_as_it_was_said() {
+        let (port, metrics) = port();
+        let mut life = Life::begin(&port);
+        assert_eq!(metrics.port_totals(0).connections_active, 1);
+        life.end(End::Closed);
+        drop(life);
+        let totals = metrics.port_totals(0);
+        assert_eq!((totals.connections_accepted, totals.connections_active, totals.panics), (1, 0, 0));
+        assert_eq!(totals.connections_ended[End::Closed.index()], 1);
+    }
+
+    #[test]
+    fn a_panic_ends_its_connection_counted_and_gives_its_place_back() {
+        let (port, metrics) = port();
+        contain_now(|| {
+            let mut life = Life::begin(&port);
+            assert!(life.admit());
+            panic!("in the middle of a connection");
+        });
+        let totals = metrics.port_totals(0);
+        assert_eq!((totals.connections_active, totals.panics), (0, 1));
+        assert_eq!(totals.connections_ended[End::Internal.index()], 1);
+        assert!(Life::begin(&port).admit());
+    }
+
+    #[test]
+    fn what_a_full_gateway_refuses_takes_no_place_of_the_port() {
+        let (port, _metrics) = port();
+        let [of_port, of_gateway] = &port.admissions;
+        assert!(of_gateway.enter() && of_gateway.enter());
+        assert!(!Life::begin(&port).admit());
+        assert!(of_port.enter(), "the port's own place was given back");
+    }
+}
