@@ -23,7 +23,7 @@ pub const NEVER: Tick = Tick::MAX;
 
 /// How far one sweep moves the clock at most. A shard that was held up for longer (a process stopped, a virtual machine
 /// paused) could serve nobody meanwhile, so the rest of that time is not held against anybody's deadline.
-const STEP_MAX: Tick = 2 * TICKS_PER_S;
+const STEP_MAX: Tick = TICKS_PER_S;
 
 /// Ticks since the shard started, without those it was held up for; a shard's clock stops after 13 years.
 pub type Tick = u32;

@@ -333,10 +333,11 @@ impl Messages {
     /// Begins the closing handshake and waits for the client's part (RFC 6455 section 7.1.2).
     async fn close(&mut self, code: CloseCode, end: End) -> End {
         self.place.cells().close(Initiator::Gateway, Some(code));
-        let deadline = self.client.resources().timers.after(self.place.close_timeout);
         if let Err(end) = self.send_frame(Opcode::Close, &code.get().to_be_bytes()).await {
             return end;
         }
+        // Only now: the client may have taken its time to make room for it.
+        let deadline = self.client.resources().timers.after(self.place.close_timeout);
         let mut endpoint = self.kept.take().unwrap_or_default().endpoint;
         endpoint.close_sent();
         loop {
