@@ -199,7 +199,7 @@ fn wrong_lengths_opcodes_and_frames_are_caught() {
 #[test]
 fn silence_a_close_and_an_end_are_told_apart() {
     let silent = |_: &Message, _: &mut TcpStream| ControlFlow::Continue(());
-    assert_eq!(faults(silent, Duration::from_millis(200)), serde_json::json!({ "late": 4 }));
+    assert_eq!(faults(silent, Duration::from_secs(2)), serde_json::json!({ "late": 4 }));
     let closing = |_: &Message, stream: &mut TcpStream| send(stream, Opcode::Close, &1001_u16.to_be_bytes());
     assert_eq!(faults(closing, Duration::from_secs(10)), serde_json::json!({ "closed": 4 }));
     let leaving = |message: &Message, stream: &mut TcpStream| {

@@ -20,7 +20,8 @@ pub struct Limits {
     pub request_head_count_max: usize,
     /// Open connections of one port; `None` divides what the descriptor limit allows.
     pub connections_max: Option<u32>,
-    /// Bytes of a message, all of its fragments together: a message may be assembled in memory.
+    /// Bytes of a message, all of its fragments together: a message may be assembled in memory, so what clients can make
+    /// a port hold is this times its `connections_max`.
     pub message_size_max: usize,
     /// Bytes of a frame's payload, judged by its header before anything is allocated.
     pub frame_size_max: usize,
@@ -35,7 +36,8 @@ pub struct Limits {
     pub pong_timeout: Duration,
     /// Time without a message after which a connection is closed, pings notwithstanding; `None` never closes one.
     pub idle_timeout: Option<Duration>,
-    /// Time that a write may wait for the client to read: beyond it the client is slow, and closed.
+    /// Time that a client may take to read what is sent to it after one read, as a whole: beyond it the client is slow,
+    /// and cut.
     pub write_timeout: Duration,
     /// From our Close to the end of the connection: a client that never answers must not hold it.
     pub close_timeout: Duration,

@@ -81,7 +81,7 @@ closed_set! {
 /// A scraper, a page and some probes need a dozen. The bound keeps a hostile client from using up descriptors.
 const CONNECTIONS_MAX: usize = 64;
 /// How long a request head may take, and a kept connection may be silent.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may last, so that a client that does not read its answer gives its place back.
 const CONNECTION_LIFETIME_MAX: Duration = Duration::from_secs(60);
 /// How long an answer may take to leave once the connection has to end.

@@ -244,7 +244,13 @@ impl Gateway {
         }
         self.shards.post(Mail::Drain);
         let is_drained = tokio::select! {
-            ended = self.shards.ended(Instant::now() + DRAIN_TIMEOUT) => ended.is_ok(),
+            ended = self.shards.ended(Instant::now() + DRAIN_TIMEOUT) => match ended {
+                Err(RunError::Stuck) => false,
+                ended => {
+                    ended?;
+                    true
+                }
+            },
             name = signals.stop() => {
                 tracing::warn!(signal = name, "cutting off the clients that have not left");
                 false

@@ -127,16 +127,17 @@ impl Shards {
     /// Waits until every thread has ended.
     ///
     /// # Errors
-    /// [`RunError::Stuck`] where the deadline passes first.
+    /// [`RunError::Stuck`] where the deadline passes first, [`RunError::ShardEnded`] where one ended in a panic.
     pub(super) async fn ended(&mut self, deadline: Instant) -> Result<(), RunError> {
         while self.running > 0 {
             timeout_at(deadline, self.next_event()).await.map_err(|_| RunError::Stuck)?;
         }
-        for thread in self.threads.drain(..) {
-            // A panic has been reported by the hook, with its place.
-            let _ = thread.join();
+        // A panic has been told by the hook, with its place; it is a failure all the same.
+        let outcomes: Vec<_> = self.threads.drain(..).map(JoinHandle::join).collect();
+        match outcomes.iter().position(Result::is_err) {
+            Some(index) => Err(RunError::ShardEnded { index }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The next report of any shard.

@@ -13,4 +13,5 @@ pub mod scratch;
 pub mod simd;
 pub mod stream;
 pub mod timers;
+pub mod turn;
 pub mod wake;

@@ -67,6 +67,7 @@ impl Client {
             }
             let sent = self.stream.send_now(unsent).map_err(|Gone| End::ClientGone)?;
             unsent = &unsent[sent..];
+            resources.give_way().await;
         }
         Ok(())
     }
@@ -86,6 +87,7 @@ impl Client {
             }
             self.timer.set(deadline);
             let _ = self.wait().await;
+            resources.give_way().await;
         }
     }
 }

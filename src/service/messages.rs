@@ -16,6 +16,7 @@ use crate::metrics::{Direction, End, FrameKind, Initiator, PortCells};
 use crate::net::clock;
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received};
+use crate::net::turn;
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::endpoint::{Endpoint, Event};
 use crate::protocol::websocket::exchange::{Exchange, Outgoing, Payload};
@@ -147,6 +148,10 @@ impl Messages {
             };
             if let Some(end) = end {
                 return end;
+            }
+            if self.place.resources().must_give_way() {
+                // Boxed like all that is rare: on a ring it never happens.
+                Box::pin(turn::after_others()).await;
             }
         }
     }
@@ -359,6 +364,7 @@ impl Messages {
             }
             self.client.timer.set(deadline);
             let _ = self.client.wait().await;
+            resources.give_way().await;
         }
         // The client had its time. It was asked to leave and did not.
         match end {

@@ -13,6 +13,7 @@ use crate::net::pool::Pool;
 use crate::net::scratch::Scratch;
 use crate::net::simd;
 use crate::net::timers::{TICKS_PER_S, Tick, Timers, ticks};
+use crate::net::turn;
 use crate::protocol::websocket::frame::{Role, Rules};
 use crate::protocol::websocket::keepalive::Patience;
 use crate::protocol::websocket::rate::Rates;
@@ -76,6 +77,18 @@ impl Resources {
             occupied: Cell::new(0),
             vacated: RefCell::new(None),
         })
+    }
+
+    /// Whether a wait may end without other tasks having had their turn.
+    pub fn must_give_way(&self) -> bool {
+        self.pool.is_none()
+    }
+
+    /// Lets other tasks have their turn, where a wait may end without.
+    pub async fn give_way(&self) {
+        if self.must_give_way() {
+            turn::after_others().await;
+        }
     }
 
     /// Whether a busy connection would get a buffer.

@@ -60,6 +60,7 @@ pub(super) async fn accept(table: Rc<Table>, acceptor: Acceptor, reserve: Rc<Res
                     table.port().cells.accept_error(AcceptErrorReason::Other);
                     pause(&timer).await;
                 }
+                resources.give_way().await;
             }
             // Whatever is short now may be there again at the next tick. The queue is readable meanwhile, so waiting
             // for it would be no wait at all.

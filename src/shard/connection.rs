@@ -133,7 +133,9 @@ impl Connection {
             Phase::Cutting => return Step::Gone(End::Shutdown),
         }
         self.client.timer.set(self.deadline);
-        match self.client.wait().await {
+        let woken = self.client.wait().await;
+        resources.give_way().await;
+        match woken {
             Some(_) => self.look(),
             None if resources.timers.now() >= self.deadline => self.time_out(),
             None => Step::Wait,
@@ -148,6 +150,10 @@ impl Connection {
             Received::Bytes(size) => {
                 self.table.port().cells.wire_bytes(Direction::Received).add(size as u64);
                 if self.head.is_empty() {
+                    if self.has_answered {
+                        // A further request begins with its first byte, not with the silence before it.
+                        self.began = clock::now();
+                    }
                     self.read(&scratch[..size])
                 } else {
                     self.head.extend_from_slice(&scratch[..size]);

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 
@@ -232,6 +234,37 @@ async def send_until_cut(gateway, message):
                 while True:
                     await client.send(message)
                     assert gateway.resident_size() - before < 64 << 20
+
+
+@pytest.mark.parametrize("last_word", [b"", close_frame(1000)], ids=["open", "closing"])
+def test_a_client_that_sends_as_fast_as_it_is_answered_does_not_have_the_shard_to_itself(gateway, last_word):
+    """Threads on a blocking socket: asyncio would leave the gateway time to breathe."""
+
+    def flood(port, until):
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
+            client.sendall(upgrade())
+            assert client.recv(4096).startswith(b"HTTP/1.1 101")
+            client.sendall(last_word)
+            reader = threading.Thread(target=read_to_end, args=[client])
+            reader.start()
+            # The gateway ends a connection that goes on sending after its Close.
+            with contextlib.suppress(OSError):
+                message = frame(BINARY, bytes(100_000))
+                while time.monotonic() < until:
+                    client.sendall(message)
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+            reader.join()
+
+    def read_to_end(client):
+        with contextlib.suppress(OSError):
+            while client.recv(1 << 20):
+                pass
+
+    async def scenario(gateway):
+        await asyncio.to_thread(flood, gateway.ports["a"], time.monotonic() + 3)
+
+    attack(gateway, scenario)
 
 
 def test_endless_fragments_end_with_1009(gateway):
