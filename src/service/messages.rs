@@ -193,6 +193,10 @@ impl Messages {
     #[inline]
     fn answer(&mut self, bytes: &mut [u8]) -> (Outgoing, Next) {
         let now = self.client.resources().timers.now();
+        if self.keepalive.unanswered.is_some() {
+            // The deadline was that of a pong; the next look at the clock sets that of the next ping.
+            self.client.timer.set(0);
+        }
         self.keepalive.hear(now);
         let mut fresh = Kept::default();
         let kept = self.kept.as_deref_mut().unwrap_or(&mut fresh);
