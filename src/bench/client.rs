@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::{Future as _, poll_fn};
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,7 +16,8 @@ use super::generator::Generator;
 use super::messages::{Answers, Outgoing, Pattern, Shape};
 use super::target::Target;
 use crate::net::connect::Connect;
-use crate::net::stream::{Received, Stream};
+use crate::net::pool::Buffer;
+use crate::net::stream::{Cancel, Gone, Received, Stream};
 use crate::net::timers::{Tick, Timer};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::frame::{self, Opcode};
@@ -25,6 +27,10 @@ use crate::protocol::websocket::handshake::client::{ClientRequest, ResponseFault
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the closing handshake and the end of the connection may take together.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The largest window in bytes that is sent through the ring: it takes a buffer for each connection, and many large
+/// ones leave the cache.
+const WINDOW_IN_RING_MAX: usize = 2048;
 
 /// How connections are opened.
 #[derive(Clone, Debug)]
@@ -127,7 +133,8 @@ impl Opened {
     pub(super) async fn leave(self) -> Result<(), Fault> {
         // No message is on the way: whatever comes but control frames is wrong.
         let shape = Shape { opcode: Opcode::Binary, size: 0, in_flight: 1 };
-        let client = Client::new(self, &shape, &Pattern::new(0), 0)?;
+        let pattern = Pattern::new(&shape, || 0);
+        let client = Client::new(self, &shape, &pattern, 0)?;
         client.leave().await
     }
 
@@ -156,6 +163,13 @@ struct State {
     unsent: Vec<u8>,
 }
 
+/// What a connection needs to send and receive through the ring.
+pub(super) struct Line {
+    /// What the ring sends from and receives into.
+    buffer: Buffer,
+    cancel: Cancel,
+}
+
 impl Client {
     /// A client on a connection just opened; `index` tells its messages from those of others.
     ///
@@ -163,12 +177,10 @@ impl Client {
     /// What is wrong with the frames that the server has sent already.
     pub(super) fn new(opened: Opened, shape: &Shape, pattern: &Pattern, index: u32) -> Result<Self, Fault> {
         let Opened { generator, stream, timer, early } = opened;
-        let outgoing = Outgoing::new(shape, pattern, index, || generator.random());
+        let outgoing = Outgoing::new(pattern, index);
         let mut answers = Answers::new(shape, pattern, index);
         let mut unsent = Vec::new();
-        let mut buffer = vec![0; Answers::ROOM];
-        buffer.extend_from_slice(&early);
-        if answers.receive(&mut buffer, &mut unsent)? > 0 {
+        if answers.receive(&early, &mut unsent)? > 0 {
             return Err(Fault::Unasked);
         }
         Ok(Self {
@@ -204,10 +216,10 @@ impl Client {
         let State { outgoing, unsent, .. } = &mut *self.state.borrow_mut();
         let frames = outgoing.next(count);
         if !unsent.is_empty() {
-            unsent.extend_from_slice(frames);
+            unsent.extend_from_slice(&frames);
             return Ok(());
         }
-        let sent = self.stream.send_now(frames).map_err(|_| Fault::Gone)?;
+        let sent = self.stream.send_now(&frames).map_err(|_| Fault::Gone)?;
         if sent < frames.len() {
             unsent.extend_from_slice(&frames[sent..]);
             // Whoever waits to receive has to wait for room as well.
@@ -237,18 +249,61 @@ impl Client {
             self.wait().await?;
             let state = &mut *self.state.borrow_mut();
             let mut scratch = self.generator.scratch.lend();
-            match self.stream.receive_now(&mut scratch[Answers::ROOM..]) {
+            match self.stream.receive_now(&mut scratch) {
                 Received::Bytes(size) => {
-                    let received = &mut scratch[..Answers::ROOM + size];
-                    let answered = state.answers.receive(received, &mut state.unsent)?;
-                    if state.answers.is_closed() {
-                        return Err(Fault::Closed);
-                    }
-                    if answered > 0 {
+                    if let Some(answered) = state.take(&scratch[..size])? {
                         return Ok(answered);
                     }
                 }
                 Received::Nothing => {}
+                Received::End => return Err(Fault::Gone),
+            }
+            flush(&self.stream, &mut state.unsent)?;
+        }
+    }
+
+    /// Sends the next `count` messages, at most a window, as [`Self::send`] does, but through the ring: what all
+    /// connections send enters the kernel together.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`]; [`Fault::Late`] where the socket has no room until the deadline.
+    pub(super) async fn send_in_ring(&mut self, count: usize, line: &mut Line) -> Result<(), Fault> {
+        if self.is_blocked() {
+            return self.send(count);
+        }
+        let mut buffer = mem::take(&mut line.buffer);
+        buffer.clear();
+        buffer.extend_from_slice(&self.state.get_mut().outgoing.next(count));
+        let size = buffer.len();
+        let (timer, cancel) = (&self.timer, &mut line.cancel);
+        let (sent, buffer) = self.stream.send(buffer, 0..size, cancel, timer, || None).await;
+        line.buffer = buffer;
+        let sent = sent.map_err(|Gone| if timer.is_due() { Fault::Late } else { Fault::Gone })?;
+        self.state.get_mut().unsent.extend_from_slice(&line.buffer[sent..]);
+        Ok(())
+    }
+
+    /// Waits for answers as [`Self::answered`] does, but receives through the ring.
+    ///
+    /// # Errors
+    /// As those of [`Self::answered`].
+    pub(super) async fn answered_in_ring(&mut self, line: &mut Line) -> Result<u32, Fault> {
+        loop {
+            if self.is_blocked() {
+                return self.answered().await;
+            }
+            let buffer = mem::take(&mut line.buffer);
+            let (received, buffer) =
+                self.stream.receive(buffer, &mut line.cancel, &self.timer, || None).await;
+            line.buffer = buffer;
+            let state = self.state.get_mut();
+            match received {
+                Received::Bytes(size) => {
+                    if let Some(answered) = state.take(&line.buffer[..size])? {
+                        return Ok(answered);
+                    }
+                }
+                Received::Nothing => return Err(Fault::Late),
                 Received::End => return Err(Fault::Gone),
             }
             flush(&self.stream, &mut state.unsent)?;
@@ -304,6 +359,26 @@ impl Client {
             self.timer.race(readable_or_blocked).await
         };
         woken.ok_or(Fault::Late)
+    }
+}
+
+impl State {
+    /// Takes what was received; the number of messages that it answered, `None` where that is none.
+    #[inline]
+    fn take(&mut self, received: &[u8]) -> Result<Option<u32>, Fault> {
+        let answered = self.answers.receive(received, &mut self.unsent)?;
+        if self.answers.is_closed() {
+            return Err(Fault::Closed);
+        }
+        Ok((answered > 0).then_some(answered))
+    }
+}
+
+impl Line {
+    /// A line for windows of this size; `None` where they are so large that the ring would not pay.
+    pub(super) fn new(window_size: usize) -> Option<Self> {
+        let is_small = window_size <= WINDOW_IN_RING_MAX;
+        is_small.then(|| Self { buffer: Vec::with_capacity(WINDOW_IN_RING_MAX), cancel: Cancel::default() })
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -30,7 +31,7 @@ pub struct Contestant {
     /// What it is called in the report.
     pub name: String,
     /// How its connections are opened.
-    pub door: Rc<Door>,
+    pub door: Arc<Door>,
     /// Its processes, where they are known.
     pub server: Option<Server>,
 }
@@ -215,7 +216,7 @@ impl<'a> Side<'a> {
         let crowd = match case {
             Case::Connect { .. } => None,
             Case::Echo { connections, shape } => {
-                let crowd = Crowd::open(generator, &contestant.door, shape, connections).await;
+                let crowd = Crowd::open(generator, &contestant.door, shape, 0..connections).await;
                 let name = || contestant.name.clone();
                 Some(crowd.map_err(|fault| CompareFault::Open { name: name(), fault })?)
             }
@@ -223,12 +224,12 @@ impl<'a> Side<'a> {
         Ok(Self { contestant, case, crowd, rounds: Vec::new(), parted: Rc::new(Tally::new()) })
     }
 
-    async fn turn(&self, generator: &Rc<Generator>, plan: &Plan) -> Result<Measured, CompareFault> {
+    async fn turn(&mut self, generator: &Rc<Generator>, plan: &Plan) -> Result<Measured, CompareFault> {
         let tally = Rc::new(Tally::new());
         let server = self.contestant.server.as_ref();
         let name = || self.contestant.name.clone();
         let work = async {
-            match (&self.crowd, self.case) {
+            match (&mut self.crowd, self.case) {
                 (Some(crowd), _) => {
                     let span = Span { duration: plan.slice, grace: plan.grace };
                     crowd.run(Pace::Answers, span, &tally).await;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::client::{Door, Opened};
@@ -24,7 +25,7 @@ pub enum Parting {
 /// A connection counts as a message once it has been left; its latency is that of the opening.
 pub(super) async fn run(
     generator: &Rc<Generator>,
-    door: &Rc<Door>,
+    door: &Arc<Door>,
     (at_a_time, parting): (u32, Parting),
     duration: Duration,
     tally: &Rc<Tally>,
@@ -32,7 +33,7 @@ pub(super) async fn run(
     let end = clock::now() + duration;
     let next = Rc::new(Cell::new(0));
     let tasks = (0..at_a_time).map(|_| {
-        let (generator, door) = (Rc::clone(generator), Rc::clone(door));
+        let (generator, door) = (Rc::clone(generator), Arc::clone(door));
         let (tally, next) = (Rc::clone(tally), Rc::clone(&next));
         monoio::spawn(async move {
             if let Err(fault) = open_and_leave(&generator, &door, parting, end, &next, &tally).await {

@@ -1,11 +1,13 @@
 //! Connections under the same load: opened together, driven again and again, left together.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::mem;
+use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::{Client, Door, OpenFault};
+use super::client::{Client, Door, Line, OpenFault};
 use super::fault::Fault;
 use super::generator::Generator;
 use super::messages::{Pattern, Shape};
@@ -42,52 +44,49 @@ pub(super) struct Span {
 #[derive(Debug)]
 pub(super) struct Crowd {
     generator: Rc<Generator>,
-    members: Vec<Rc<Member>>,
+    /// Those that no fault has ended.
+    clients: Vec<Client>,
     in_flight: usize,
-}
-
-#[derive(Debug)]
-struct Member {
-    client: Client,
-    /// True from its first fault on.
-    is_broken: Cell<bool>,
+    window_size: usize,
 }
 
 impl Crowd {
-    /// Opens so many connections.
+    /// Opens the connections of these indices.
     ///
     /// # Errors
     /// The first that could not be opened.
     pub(super) async fn open(
         generator: &Rc<Generator>,
-        door: &Rc<Door>,
+        door: &Arc<Door>,
         shape: Shape,
-        connections: u32,
+        connections: Range<u32>,
     ) -> Result<Self, OpenFault> {
-        let pattern = Pattern::new(shape.size);
-        let next = Rc::new(Cell::new(0));
-        let tasks = (0..AT_A_TIME.min(connections)).map(|_| {
-            let (generator, door, pattern) = (Rc::clone(generator), Rc::clone(door), pattern.clone());
+        let pattern = Pattern::new(&shape, || generator.random());
+        let window_size = pattern.window_size();
+        let next = Rc::new(Cell::new(connections.start));
+        let (at_a_time, end) = (AT_A_TIME.min(connections.end - connections.start), connections.end);
+        let tasks = (0..at_a_time).map(|_| {
+            let (generator, door, pattern) = (Rc::clone(generator), Arc::clone(door), pattern.clone());
             let next = Rc::clone(&next);
             monoio::spawn(async move {
-                let mut members = Vec::new();
-                while next.get() < connections {
+                let mut clients = Vec::new();
+                while next.get() < end {
                     let index = next.replace(next.get() + 1);
-                    let client = Client::open(&generator, &door, (&shape, &pattern), index).await?;
-                    members.push(Rc::new(Member { client, is_broken: Cell::new(false) }));
+                    clients.push(Client::open(&generator, &door, (&shape, &pattern), index).await?);
                 }
-                Ok(members)
+                Ok(clients)
             })
         });
-        let mut members = Vec::new();
+        let mut clients = Vec::new();
         for task in tasks.collect::<Vec<_>>() {
-            members.append(&mut task.await?);
+            clients.append(&mut task.await?);
         }
-        Ok(Self { generator: Rc::clone(generator), members, in_flight: shape.in_flight as usize })
+        let generator = Rc::clone(generator);
+        Ok(Self { generator, clients, in_flight: shape.in_flight as usize, window_size })
     }
 
     /// Sends messages and checks their answers, until all that was sent is answered.
-    pub(super) async fn run(&self, pace: Pace, span: Span, tally: &Rc<Tally>) {
+    pub(super) async fn run(&mut self, pace: Pace, span: Span, tally: &Rc<Tally>) {
         let deadline = self.generator.after(span.duration + span.grace);
         let start = clock::now();
         match pace {
@@ -97,15 +96,15 @@ impl Crowd {
     }
 
     /// Has every connection send one message and wait for its echo.
-    pub(super) async fn one_message_each(&self, grace: Duration, tally: &Rc<Tally>) {
+    pub(super) async fn one_message_each(&mut self, grace: Duration, tally: &Rc<Tally>) {
         self.closed_loop(1, clock::now(), self.generator.after(grace), tally).await;
     }
 
     /// Keeps the connections for `duration`, answering pings.
-    pub(super) async fn hold(&self, duration: Duration, tally: &Rc<Tally>) {
+    pub(super) async fn hold(&mut self, duration: Duration, tally: &Rc<Tally>) {
         let deadline = self.generator.after(duration);
-        let stay = |member: Rc<Member>| async move {
-            match member.client.answered().await {
+        let stay = async |client: &mut Client, _: &Tally| {
+            match client.answered().await {
                 Ok(_) => Err(Fault::Unasked),
                 // Nothing came until the end, as it should be.
                 Err(Fault::Late) => Ok(()),
@@ -117,16 +116,13 @@ impl Crowd {
 
     /// Has every connection leave by the closing handshake.
     pub(super) async fn leave(self, tally: &Rc<Tally>) {
-        let members = Rc::new(RefCell::new(self.members));
+        let clients = Rc::new(RefCell::new(self.clients));
         let tasks = (0..AT_A_TIME).map(|_| {
-            let (members, tally) = (Rc::clone(&members), Rc::clone(tally));
+            let (clients, tally) = (Rc::clone(&clients), Rc::clone(tally));
             monoio::spawn(async move {
                 loop {
-                    let Some(member) = members.borrow_mut().pop() else { return };
-                    let member = Rc::into_inner(member).expect("what a run shared was dropped at its end");
-                    if !member.is_broken.get()
-                        && let Err(fault) = member.client.leave().await
-                    {
+                    let Some(client) = clients.borrow_mut().pop() else { return };
+                    if let Err(fault) = client.leave().await {
                         tally.fault(fault);
                     }
                 }
@@ -138,64 +134,46 @@ impl Crowd {
     }
 
     /// Every connection sends a window and waits for its answers, over and over until `end`; at least once.
-    async fn closed_loop(&self, in_flight: usize, end: Instant, deadline: Tick, tally: &Rc<Tally>) {
-        let window = u32::try_from(in_flight).expect("a window is made of a u32");
-        let send_and_wait = |member: Rc<Member>| {
-            let tally = Rc::clone(tally);
-            async move {
-                let client = &member.client;
-                let mut sent_at = clock::now();
-                client.send(in_flight)?;
-                let mut missing = window;
-                loop {
-                    let answered = client.answered().await?;
-                    let now = clock::now();
-                    missing = missing.checked_sub(answered).ok_or(Fault::Unasked)?;
-                    tally.answered(answered, now - sent_at);
-                    if missing == 0 {
-                        if now >= end {
-                            return Ok(());
-                        }
-                        client.send(in_flight)?;
-                        missing = window;
-                        sent_at = now;
-                    }
-                }
-            }
+    async fn closed_loop(&mut self, in_flight: usize, end: Instant, deadline: Tick, tally: &Rc<Tally>) {
+        let window_size = self.window_size;
+        let send_and_wait = async move |client: &mut Client, tally: &Tally| match Line::new(window_size) {
+            Some(line) => in_turn_in_ring(client, line, in_flight, end, tally).await,
+            None => in_turn(client, in_flight, end, tally).await,
         };
         self.each(deadline, tally, send_and_wait).await;
     }
 
     /// Every connection sends what is due, and takes the answers.
     async fn open_loop(
-        &self,
+        &mut self,
         start: Instant,
         rate: u64,
         duration: Duration,
         deadline: Tick,
         tally: &Rc<Tally>,
     ) {
-        let members: Vec<_> = self.members.iter().filter(|member| !member.is_broken.get()).collect();
-        if members.is_empty() {
+        if self.clients.is_empty() {
             return;
         }
-        let schedule = Schedule::new(start, rate, duration, members.len() as u64);
+        let schedule = Schedule::new(start, rate, duration, self.clients.len() as u64);
         let paced: Vec<_> = (0..)
-            .zip(members)
-            .map(|(index, member)| {
+            .zip(mem::take(&mut self.clients))
+            .map(|(index, client)| {
                 let (sent, answered) = (Cell::new(0), Cell::new(0));
-                let in_flight = self.in_flight as u64;
-                Rc::new(Paced { member: Rc::clone(member), in_flight, schedule, index, sent, answered })
+                let (in_flight, is_broken) = (self.in_flight as u64, Cell::new(false));
+                Rc::new(Paced { client, is_broken, in_flight, schedule, index, sent, answered })
             })
             .collect();
         let receivers: Vec<_> = paced
             .iter()
             .map(|paced| {
                 let (paced, tally) = (Rc::clone(paced), Rc::clone(tally));
-                paced.member.client.set_deadline(deadline);
+                paced.client.set_deadline(deadline);
                 monoio::spawn(async move {
-                    let outcome = paced.receive(&tally).await;
-                    paced.member.conclude(outcome, &tally);
+                    if let Err(fault) = paced.receive(&tally).await {
+                        paced.is_broken.set(true);
+                        tally.fault(fault);
+                    }
                 })
             })
             .collect();
@@ -203,41 +181,114 @@ impl Crowd {
         for receiver in receivers {
             receiver.await;
         }
+        let paced = paced.into_iter().map(|paced| Rc::into_inner(paced).expect("whoever received is done"));
+        self.clients.extend(paced.filter(|paced| !paced.is_broken.get()).map(|paced| paced.client));
     }
 
-    /// Has every connection that is not broken do the same until `deadline`, and waits for all.
-    async fn each<F>(&self, deadline: Tick, tally: &Rc<Tally>, task: impl Fn(Rc<Member>) -> F)
+    /// Has every connection do the same until `deadline`, and waits for all; those that break are given up.
+    async fn each<F>(&mut self, deadline: Tick, tally: &Rc<Tally>, work: F)
     where
-        F: Future<Output = Result<(), Fault>> + 'static,
+        F: AsyncFn(&mut Client, &Tally) -> Result<(), Fault> + 'static,
     {
-        let members = self.members.iter().filter(|member| !member.is_broken.get());
-        let tasks = members.map(|member| {
-            member.client.set_deadline(deadline);
-            let (member, tally, work) = (Rc::clone(member), Rc::clone(tally), task(Rc::clone(member)));
+        let work = Rc::new(work);
+        let tasks = mem::take(&mut self.clients).into_iter().map(|mut client| {
+            client.set_deadline(deadline);
+            let (work, tally) = (Rc::clone(&work), Rc::clone(tally));
             monoio::spawn(async move {
-                let outcome = work.await;
-                member.conclude(outcome, &tally);
+                match work(&mut client, &tally).await {
+                    Ok(()) => Some(client),
+                    Err(fault) => {
+                        tally.fault(fault);
+                        None
+                    }
+                }
             })
         });
         for task in tasks.collect::<Vec<_>>() {
-            task.await;
+            self.clients.extend(task.await);
         }
     }
 }
 
-impl Member {
-    fn conclude(&self, outcome: Result<(), Fault>, tally: &Tally) {
-        if let Err(fault) = outcome {
-            self.is_broken.set(true);
-            tally.fault(fault);
+/// Sends a window and waits for its answers, until `end`.
+async fn in_turn(client: &Client, in_flight: usize, end: Instant, tally: &Tally) -> Result<(), Fault> {
+    let mut turn = Turn::new(in_flight, end);
+    client.send(in_flight)?;
+    loop {
+        match turn.answered(client.answered().await?, tally)? {
+            Then::Wait => {}
+            Then::Send => client.send(in_flight)?,
+            Then::End => return Ok(()),
         }
+    }
+}
+
+/// The same through the ring.
+async fn in_turn_in_ring(
+    client: &mut Client,
+    mut line: Line,
+    in_flight: usize,
+    end: Instant,
+    tally: &Tally,
+) -> Result<(), Fault> {
+    let mut turn = Turn::new(in_flight, end);
+    client.send_in_ring(in_flight, &mut line).await?;
+    loop {
+        match turn.answered(client.answered_in_ring(&mut line).await?, tally)? {
+            Then::Wait => {}
+            Then::Send => client.send_in_ring(in_flight, &mut line).await?,
+            Then::End => return Ok(()),
+        }
+    }
+}
+
+/// A closed loop's state on one connection.
+struct Turn {
+    in_flight: usize,
+    missing: usize,
+    sent_at: Instant,
+    end: Instant,
+}
+
+/// What follows upon answers.
+enum Then {
+    /// More answers.
+    Wait,
+    /// The next window.
+    Send,
+    /// Nothing: the time is over.
+    End,
+}
+
+impl Turn {
+    /// A window that leaves now.
+    fn new(in_flight: usize, end: Instant) -> Self {
+        Self { in_flight, missing: in_flight, sent_at: clock::now(), end }
+    }
+
+    /// Counts answers; where they complete the window, the next one leaves now.
+    #[inline]
+    fn answered(&mut self, answered: u32, tally: &Tally) -> Result<Then, Fault> {
+        let now = clock::now();
+        self.missing = self.missing.checked_sub(answered as usize).ok_or(Fault::Unasked)?;
+        tally.answered(answered, now - self.sent_at);
+        if self.missing > 0 {
+            return Ok(Then::Wait);
+        }
+        if now >= self.end {
+            return Ok(Then::End);
+        }
+        (self.missing, self.sent_at) = (self.in_flight, now);
+        Ok(Then::Send)
     }
 }
 
 /// A connection's part in an open loop.
 #[derive(Debug)]
 struct Paced {
-    member: Rc<Member>,
+    client: Client,
+    /// True from its first fault on.
+    is_broken: Cell<bool>,
     in_flight: u64,
     schedule: Schedule,
     index: u64,
@@ -253,7 +304,7 @@ impl Paced {
         let count = room.min(due.saturating_sub(self.sent.get()));
         if count > 0 {
             self.sent.set(self.sent.get() + count);
-            self.member.client.send(usize::try_from(count).expect("a window lies in memory"))?;
+            self.client.send(usize::try_from(count).expect("a window lies in memory"))?;
         }
         Ok(())
     }
@@ -262,7 +313,7 @@ impl Paced {
     async fn receive(&self, tally: &Tally) -> Result<(), Fault> {
         let messages = self.schedule.share(self.schedule.messages(), self.index);
         while self.answered.get() < messages {
-            let answered = self.member.client.answered().await?;
+            let answered = self.client.answered().await?;
             let now = clock::now();
             if u64::from(answered) > self.sent.get() - self.answered.get() {
                 return Err(Fault::Unasked);
@@ -290,7 +341,7 @@ async fn keep_pace(schedule: &Schedule, members: &[Rc<Paced>]) {
         for k in done..due.min(done + members.len() as u64) {
             let index = usize::try_from(k % members.len() as u64).expect("it is less than a length");
             let paced = &members[index];
-            if paced.member.is_broken.get() {
+            if paced.is_broken.get() {
                 continue;
             }
             // A connection that is gone is met again, and counted, by the receive that waits.

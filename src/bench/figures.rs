@@ -65,16 +65,16 @@ pub struct Latency {
 pub struct Effort {
     /// Its own processor time for each message.
     pub cpu_us_per_message: Option<f64>,
-    /// The share of its core that it was busy.
+    /// The share of its core that it was busy; of several threads, the busiest.
     pub busy: f64,
     /// Whether that was so much that the server was not put to the test.
     pub limited: bool,
 }
 
 impl Effort {
-    /// From processor time, the time that passed, and what was done in it.
-    pub fn new(cpu: Duration, elapsed: Duration, messages: u64) -> Self {
-        let busy = cpu.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+    /// From the processor time of all threads and of the busiest, the time that passed, and what was done in it.
+    pub fn new(cpu: Duration, busiest: Duration, elapsed: Duration, messages: u64) -> Self {
+        let busy = busiest.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
         Self { cpu_us_per_message: us_per(cpu, messages), busy, limited: busy >= LIMITED_FROM }
     }
 }
@@ -93,8 +93,9 @@ mod tests {
 
     #[test]
     fn a_busy_generator_is_said_to_be_the_limit() {
-        let effort = |cpu_ms| Effort::new(Duration::from_millis(cpu_ms), Duration::from_millis(100), 10);
+        let [cpu, elapsed] = [200, 100].map(Duration::from_millis);
+        let effort = |busiest_ms| Effort::new(cpu, Duration::from_millis(busiest_ms), elapsed, 10);
         assert!(effort(95).limited && !effort(94).limited);
-        assert_eq!(Effort::new(Duration::ZERO, Duration::ZERO, 0).cpu_us_per_message, None);
+        assert_eq!(Effort::new(Duration::ZERO, Duration::ZERO, Duration::ZERO, 0).cpu_us_per_message, None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -55,7 +56,7 @@ pub enum IdleFault {
 /// [`IdleFault`].
 pub(super) async fn run(
     generator: &Rc<Generator>,
-    door: &Rc<Door>,
+    door: &Arc<Door>,
     (shape, connections): (Shape, u32),
     (hold, grace): (Duration, Duration),
     server: Option<&Server>,
@@ -63,7 +64,7 @@ pub(super) async fn run(
 ) -> Result<Option<Upkeep>, IdleFault> {
     let sample = || server.map(|server| Ok((server.memory()?, server.descriptors()?))).transpose();
     let before = sample().map_err(IdleFault::Server)?;
-    let crowd = Crowd::open(generator, door, shape, connections).await.map_err(IdleFault::Open)?;
+    let mut crowd = Crowd::open(generator, door, shape, 0..connections).await.map_err(IdleFault::Open)?;
     crowd.hold(SETTLE, tally).await;
     let opened = sample().map_err(IdleFault::Server)?;
     let held = measure(server, Rc::clone(tally), crowd.hold(hold, tally)).await.map_err(IdleFault::Server)?;

@@ -14,11 +14,13 @@ use crate::net::clock;
 #[derive(Debug)]
 pub(super) struct Measured {
     /// What was done.
-    pub tally: Rc<Tally>,
+    pub tally: Tally,
     /// How long it took.
     pub elapsed: Duration,
-    /// The processor time of the generator.
+    /// The processor time of the generator, over all its threads.
     pub client_cpu: Duration,
+    /// The processor time of the busiest of them.
+    pub client_busiest: Duration,
     /// The processor time of the server, where it is known.
     pub server_cpu: Option<Duration>,
 }
@@ -40,10 +42,27 @@ pub(super) async fn measure(
     let client_cpu = clock::thread_cpu().saturating_sub(client_before);
     let server_after = server.map(Server::cpu).transpose()?;
     let server_cpu = server_after.zip(server_before).map(|(after, before)| after.saturating_sub(before));
-    Ok(Measured { tally, elapsed, client_cpu, server_cpu })
+    let tally = Tally::clone(&tally);
+    Ok(Measured { tally, elapsed, client_cpu, client_busiest: client_cpu, server_cpu })
 }
 
 impl Measured {
+    /// The runs of several threads at the same time, as one; only one of them looked at the server.
+    pub(super) fn together(runs: &[Self]) -> Self {
+        let tally = Tally::new();
+        for run in runs {
+            tally.add(&run.tally);
+        }
+        let longest = |of: fn(&Self) -> Duration| runs.iter().map(of).max().unwrap_or_default();
+        Self {
+            tally,
+            elapsed: longest(|run| run.elapsed),
+            client_cpu: runs.iter().map(|run| run.client_cpu).sum(),
+            client_busiest: longest(|run| run.client_busiest),
+            server_cpu: runs.iter().find_map(|run| run.server_cpu),
+        }
+    }
+
     /// Messages, or connections, in a second.
     pub(super) fn per_second(&self) -> f64 {
         figures::float(self.tally.messages()) / self.elapsed.as_secs_f64()
@@ -56,7 +75,7 @@ impl Measured {
 
     /// What it cost the generator.
     pub(super) fn effort(&self) -> Effort {
-        Effort::new(self.client_cpu, self.elapsed, self.tally.messages())
+        Effort::new(self.client_cpu, self.client_busiest, self.elapsed, self.tally.messages())
     }
 
     /// The latencies; zeros where nothing was answered.

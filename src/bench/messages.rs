@@ -1,11 +1,11 @@
 //! The messages of a load: made once, numbered as they leave, recognised as they come back.
 
+use std::cell::{Ref, RefCell};
+use std::mem;
 use std::rc::Rc;
 
 use super::fault::Fault;
-use crate::protocol::websocket::frame::{
-    self, CONTROL_SIZE_MAX, HEADER_SIZE_MAX, Header, Opcode, Role, Rules, Sequence,
-};
+use crate::protocol::websocket::frame::{self, Header, Opcode, Role, Rules, Sequence};
 use crate::protocol::websocket::mask::MaskingKey;
 
 /// The size of a message's number in bytes; it stands at the beginning of the payload, cut off where that is shorter.
@@ -28,69 +28,84 @@ pub struct Shape {
     pub in_flight: u32,
 }
 
-/// The payload that all messages of a load share, but for their numbers.
+/// What all connections of a load share: the payload, but for its number, and a window of masked frames around it.
+///
+/// Frames leave one connection after the other, so one window serves all and stays in the cache: one for each
+/// connection would be fetched from memory for every message of some size.
 #[derive(Clone, Debug)]
-pub(super) struct Pattern(Rc<[u8]>);
-
-impl Pattern {
-    /// The payload of messages of `size` bytes.
-    pub(super) fn new(size: usize) -> Self {
-        Self((b'a'..=b'z').cycle().take(size).collect())
-    }
+pub(super) struct Pattern {
+    payload: Rc<[u8]>,
+    window: Rc<RefCell<Window>>,
 }
 
-/// The frames that one connection sends: a window of masked frames, sent over and over under new numbers.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+struct Window {
     bytes: Vec<u8>,
     keys: Vec<MaskingKey>,
     frame_size: usize,
     header_size: usize,
-    next: u32,
 }
 
-impl Outgoing {
-    /// The frames of the connection with this index. Masking keys come from `random`.
-    pub(super) fn new(
-        shape: &Shape,
-        pattern: &Pattern,
-        connection: u32,
-        mut random: impl FnMut() -> u64,
-    ) -> Self {
+impl Pattern {
+    /// What is shared by messages of this shape. Masking keys come from `random`.
+    pub(super) fn new(shape: &Shape, mut random: impl FnMut() -> u64) -> Self {
+        let payload: Rc<[u8]> = (b'a'..=b'z').cycle().take(shape.size).collect();
         let mut bytes = Vec::new();
         let mut keys = Vec::new();
         for _ in 0..shape.in_flight {
             let [.., a, b, c, d] = random().to_le_bytes();
             keys.push([a, b, c, d]);
-            frame::append(&mut bytes, shape.opcode, true, &pattern.0, Some([a, b, c, d]));
+            frame::append(&mut bytes, shape.opcode, true, &payload, Some([a, b, c, d]));
         }
         let frame_size = bytes.len() / keys.len();
-        Self { frame_size, header_size: frame_size - shape.size, bytes, keys, next: first_number(connection) }
+        let window = Window { header_size: frame_size - shape.size, frame_size, bytes, keys };
+        Self { payload, window: Rc::new(RefCell::new(window)) }
     }
 
-    /// The next `count` frames, at most a window.
+    /// The size of a whole window in bytes.
+    pub(super) fn window_size(&self) -> usize {
+        self.window.borrow().bytes.len()
+    }
+}
+
+/// The frames that one connection sends: the window that all share, over and over under numbers of its own.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    window: Rc<RefCell<Window>>,
+    next: u32,
+}
+
+impl Outgoing {
+    /// The frames of the connection with this index.
+    pub(super) fn new(pattern: &Pattern, connection: u32) -> Self {
+        Self { window: Rc::clone(&pattern.window), next: first_number(connection) }
+    }
+
+    /// The next `count` frames, at most a window, until those of another connection are wanted.
     ///
     /// # Panics
     /// Where `count` exceeds the window.
     #[inline]
-    pub(super) fn next(&mut self, count: usize) -> &[u8] {
-        let frames = self.bytes.chunks_exact_mut(self.frame_size).zip(&self.keys);
-        for (frame, key) in frames.take(count) {
-            let payload = &mut frame[self.header_size..];
-            let key = u64::from(u32::from_le_bytes(*key));
-            let masked = (number(self.next) ^ (key | key << 32)).to_le_bytes();
-            let size = payload.len().min(NUMBER_SIZE);
-            payload[..size].copy_from_slice(&masked[..size]);
-            self.next = self.next.wrapping_add(1);
+    pub(super) fn next(&mut self, count: usize) -> Ref<'_, [u8]> {
+        {
+            let Window { bytes, keys, frame_size, header_size } = &mut *self.window.borrow_mut();
+            for (frame, key) in bytes.chunks_exact_mut(*frame_size).zip(keys).take(count) {
+                let payload = &mut frame[*header_size..];
+                let key = u64::from(u32::from_le_bytes(*key));
+                let masked = (number(self.next) ^ (key | key << 32)).to_le_bytes();
+                let size = payload.len().min(NUMBER_SIZE);
+                payload[..size].copy_from_slice(&masked[..size]);
+                self.next = self.next.wrapping_add(1);
+            }
         }
-        &self.bytes[..count * self.frame_size]
+        Ref::map(self.window.borrow(), |window| &window.bytes[..count * window.frame_size])
     }
 }
 
 /// What one connection receives: echoes of its messages, in order, each once, and control frames between.
 #[derive(Debug)]
 pub(super) struct Answers {
-    pattern: Pattern,
+    payload: Rc<[u8]>,
     opcode: Opcode,
     /// The number of the message whose answer comes next.
     next: u32,
@@ -99,7 +114,7 @@ pub(super) struct Answers {
     sequence: Sequence,
     /// The data frame whose payload is arriving.
     frame: Option<PartialFrame>,
-    /// The beginning of a header or of a control frame that the last read cut off: less than [`Self::ROOM`].
+    /// The beginning of a header or of a control frame that the last read cut off.
     carried: Vec<u8>,
     closed: bool,
 }
@@ -111,8 +126,6 @@ struct PartialFrame {
 }
 
 impl Answers {
-    /// Room that [`Self::receive`] needs before the bytes that it has not seen yet.
-    pub(super) const ROOM: usize = HEADER_SIZE_MAX + CONTROL_SIZE_MAX;
     /// Lengths are judged against the message that they answer.
     const RULES: Rules = Rules {
         role: Role::Client,
@@ -124,7 +137,7 @@ impl Answers {
     /// The answers to what [`Outgoing`] sends for the same shape, pattern and connection.
     pub(super) fn new(shape: &Shape, pattern: &Pattern, connection: u32) -> Self {
         Self {
-            pattern: pattern.clone(),
+            payload: Rc::clone(&pattern.payload),
             opcode: shape.opcode,
             next: first_number(connection),
             arrived: 0,
@@ -142,17 +155,23 @@ impl Answers {
 
     /// Takes what was received and returns how many messages were answered by it.
     ///
-    /// The new bytes begin at [`Self::ROOM`]; what lies before them is overwritten. Pongs owed are appended to
-    /// `pongs`. What follows a Close is ignored.
+    /// Pongs owed are appended to `pongs`. What follows a Close is ignored.
     ///
     /// # Errors
     /// The first thing that is wrong with the answers; the connection is then of no more use.
     #[inline]
-    pub(super) fn receive(&mut self, buffer: &mut [u8], pongs: &mut Vec<u8>) -> Result<u32, Fault> {
-        let start = Self::ROOM - self.carried.len();
-        buffer[start..Self::ROOM].copy_from_slice(&self.carried);
-        self.carried.clear();
-        let mut rest = &buffer[start..];
+    pub(super) fn receive(&mut self, bytes: &[u8], pongs: &mut Vec<u8>) -> Result<u32, Fault> {
+        if self.carried.is_empty() {
+            return self.take(bytes, pongs);
+        }
+        // Few reads end within a header; what that costs is a copy of the next.
+        let mut joined = mem::take(&mut self.carried);
+        joined.extend_from_slice(bytes);
+        self.take(&joined, pongs)
+    }
+
+    /// Takes bytes with nothing carried before them.
+    fn take(&mut self, mut rest: &[u8], pongs: &mut Vec<u8>) -> Result<u32, Fault> {
         let mut answered = 0;
         while !self.closed {
             if let Some(PartialFrame { missing, fin }) = self.frame {
@@ -165,7 +184,7 @@ impl Answers {
                 }
                 self.frame = None;
                 if fin {
-                    if self.arrived < self.pattern.0.len() {
+                    if self.arrived < self.payload.len() {
                         return Err(Fault::Length);
                     }
                     self.arrived = 0;
@@ -196,7 +215,7 @@ impl Answers {
             if header.opcode != Opcode::Continuation && header.opcode != self.opcode {
                 return Err(Fault::Opcode);
             }
-            if size > self.pattern.0.len() - self.arrived {
+            if size > self.payload.len() - self.arrived {
                 return Err(Fault::Length);
             }
             rest = &rest[header_size..];
@@ -208,7 +227,7 @@ impl Answers {
     /// Compares the next piece of the payload, as far as this message is compared.
     #[inline]
     fn compare(&mut self, piece: &[u8]) -> Result<(), Fault> {
-        let size = self.pattern.0.len();
+        let size = self.payload.len();
         let compared =
             if self.next.is_multiple_of(COMPARED_WHOLE_EVERY) { size } else { size.min(COMPARED_SIZE) };
         let start = self.arrived;
@@ -217,7 +236,7 @@ impl Answers {
         let number_start = start.min(NUMBER_SIZE);
         let (numbered, patterned) = piece.split_at(piece.len().min(NUMBER_SIZE - number_start));
         let number = number(self.next).to_le_bytes();
-        let pattern = &self.pattern.0[start + numbered.len()..];
+        let pattern = &self.payload[start + numbered.len()..];
         if numbered == &number[number_start..number_start + numbered.len()] && pattern.starts_with(patterned)
         {
             Ok(())
@@ -272,19 +291,17 @@ mod tests {
 
     impl Pair {
         fn new(shape: &Shape, connection: u32) -> Self {
-            let pattern = Pattern::new(shape.size);
             let mut random = 0x0123_4567_89ab_cdef_u64;
-            let outgoing = Outgoing::new(shape, &pattern, connection, || {
+            let pattern = Pattern::new(shape, || {
                 random = random.rotate_left(9);
                 random
             });
+            let outgoing = Outgoing::new(&pattern, connection);
             Self { outgoing, answers: Answers::new(shape, &pattern, connection), pongs: Vec::new() }
         }
 
         fn receive(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
-            let mut buffer = vec![0; Answers::ROOM];
-            buffer.extend_from_slice(bytes);
-            self.answers.receive(&mut buffer, &mut self.pongs)
+            self.answers.receive(bytes, &mut self.pongs)
         }
     }
 
@@ -292,7 +309,7 @@ mod tests {
     fn echoes_are_counted_wherever_they_are_split() {
         for size in [0, 1, 7, 8, 9, 125, 126, 300] {
             let shape = Shape { size, ..SHAPE };
-            let input = echo(Pair::new(&shape, 7).outgoing.next(3));
+            let input = echo(&Pair::new(&shape, 7).outgoing.next(3));
             for split in 0..=input.len() {
                 let mut pair = Pair::new(&shape, 7);
                 let first = pair.receive(&input[..split]).unwrap();
@@ -304,7 +321,7 @@ mod tests {
     #[test]
     fn windows_are_numbered_on() {
         let mut pair = Pair::new(&SHAPE, 1);
-        let windows: Vec<Vec<u8>> = (0..200).map(|_| echo(pair.outgoing.next(3))).collect();
+        let windows: Vec<Vec<u8>> = (0..200).map(|_| echo(&pair.outgoing.next(3))).collect();
         assert_ne!(windows[0], windows[1]);
         for window in windows {
             assert_eq!(pair.receive(&window), Ok(3));
@@ -314,7 +331,7 @@ mod tests {
     #[test]
     fn an_answer_of_before_or_of_another_connection_is_wrong() {
         let mut pair = Pair::new(&SHAPE, 1);
-        let first = echo(pair.outgoing.next(1));
+        let first = echo(&pair.outgoing.next(1));
         assert_eq!(pair.receive(&first), Ok(1));
         assert_eq!(pair.receive(&first), Err(Fault::Content));
         assert_eq!(Pair::new(&SHAPE, 2).receive(&first), Err(Fault::Content));
@@ -322,7 +339,7 @@ mod tests {
 
     #[test]
     fn wrong_length_opcode_and_content_are_told_apart() {
-        let payload = |pair: &mut Pair| echo(pair.outgoing.next(1))[4..].to_vec();
+        let payload = |pair: &mut Pair| echo(&pair.outgoing.next(1))[4..].to_vec();
         let answer = |pair: &mut Pair, opcode, payload: &[u8]| {
             let mut bytes = Vec::new();
             frame::append(&mut bytes, opcode, true, payload, None);
@@ -355,7 +372,7 @@ mod tests {
     #[test]
     fn fragments_and_pings_may_come_and_a_close_ends() {
         let mut pair = Pair::new(&SHAPE, 1);
-        let payload = echo(pair.outgoing.next(1))[4..].to_vec();
+        let payload = echo(&pair.outgoing.next(1))[4..].to_vec();
         let mut bytes = Vec::new();
         frame::append(&mut bytes, Opcode::Text, false, &payload[..100], None);
         frame::append(&mut bytes, Opcode::Ping, true, b"there?", None);

@@ -1,4 +1,4 @@
-//! The load generator behind `ringway bench`: connections that check every answer, on one pinned thread with a ring.
+//! The load generator behind `ringway bench`: connections that check every answer, on pinned threads with a ring each.
 //!
 //! [`echo()`], [`connect()`] and [`idle()`] put one server under one load; [`compare()`] sets servers side by side. A
 //! fast wrong answer is no result: what comes back is held to RFC 6455 and to what was sent, and a connection that
@@ -14,10 +14,12 @@ mod generator;
 mod idle;
 mod measure;
 mod messages;
+mod plot;
 mod process;
 mod report;
 mod schedule;
 mod tally;
+mod team;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::client::{Door, OpenFault};
@@ -45,19 +48,20 @@ use self::crowd::{Crowd, Span};
 use self::generator::Generator;
 use self::measure::{Measured, measure};
 use self::tally::Tally;
+use self::team::{Part, Stopped, Teller};
 use crate::net::{clock, limits};
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Hears what is going on, a line at a time.
-pub type Progress = Rc<dyn Fn(&str)>;
+pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// One server under load, and how long.
 #[derive(Clone)]
 pub struct Setting {
     /// How connections are opened.
-    pub door: Rc<Door>,
+    pub door: Arc<Door>,
     /// How many connections; for [`connect()`] how many at a time.
     pub connections: u32,
     /// How long what is measured takes; for [`idle()`] how long nothing happens.
@@ -68,8 +72,10 @@ pub struct Setting {
     pub grace: Duration,
     /// The server's processes, where they are known.
     pub server: Option<Server>,
-    /// The core of the generator; by default the last that it may use.
-    pub core: Option<usize>,
+    /// How many threads make the load; [`idle()`] takes one.
+    pub threads: u32,
+    /// The core of each thread; where there are none, the last that the process may use.
+    pub cores: Vec<usize>,
     /// Who hears what is going on.
     pub progress: Progress,
 }
@@ -93,24 +99,31 @@ pub enum BenchFault {
 /// [`BenchFault`].
 pub fn echo(setting: &Setting, shape: Shape, pace: Pace) -> Result<Report, BenchFault> {
     limits::raise_descriptors();
-    let work = async |generator: Rc<Generator>| {
+    // No thread is without a connection or a message.
+    let rate =
+        if let Pace::PerSecond(rate) = pace { u32::try_from(rate).unwrap_or(u32::MAX) } else { u32::MAX };
+    let threads = setting.threads.min(setting.connections).min(rate);
+    let outcomes = team::run(threads, &setting.cores, async |generator, part| {
         let span = |duration| Span { duration, grace: setting.grace };
-        let crowd = Crowd::open(&generator, &setting.door, shape, setting.connections).await?;
+        let pace = match pace {
+            Pace::Answers => Pace::Answers,
+            Pace::PerSecond(rate) => Pace::PerSecond(part.share(rate).1),
+        };
+        let (first, count) = part.share_of_connections(setting.connections);
+        let mut crowd = Crowd::open(&generator, &setting.door, shape, first..first + count).await?;
+        part.meet()?;
         let warmup = Rc::new(Tally::new());
         if !setting.warmup.is_zero() {
             crowd.run(pace, span(setting.warmup), &warmup).await;
         }
         let tally = Rc::new(Tally::new());
-        let teller = tell(&generator, setting, &tally, "messages");
         let run = crowd.run(pace, span(setting.duration), &tally);
-        let measured = measure(setting.server.as_ref(), Rc::clone(&tally), run).await?;
-        teller.set(true);
-        let server = ServerCost::of(setting.server.as_ref(), &measured)?;
+        let seen = run_together(&generator, setting, &part, &tally, "messages", run).await?;
         crowd.leave(&warmup).await;
-        // A connection that broke before the measuring, or in leaving, is as wrong as one that broke during it.
-        Ok(Report::new(Scenario::Echo { shape, pace }, setting.connections, &measured, server, &warmup))
-    };
-    Generator::run(setting.core, work)?
+        Ok((seen, Tally::clone(&warmup)))
+    })?;
+    // A connection that broke before the measuring, or in leaving, is as wrong as one that broke during it.
+    Ok(report(Scenario::Echo { shape, pace }, setting, outcomes))
 }
 
 /// Opening handshakes.
@@ -119,19 +132,68 @@ pub fn echo(setting: &Setting, shape: Shape, pace: Pace) -> Result<Report, Bench
 /// [`BenchFault`].
 pub fn connect(setting: &Setting, parting: Parting) -> Result<Report, BenchFault> {
     limits::raise_descriptors();
-    let work = async |generator: Rc<Generator>| {
-        let manner = (setting.connections, parting);
+    let threads = setting.threads.min(setting.connections);
+    let outcomes = team::run(threads, &setting.cores, async |generator, part| {
+        let manner = (part.share_of_connections(setting.connections).1, parting);
         let warmup = Rc::new(Tally::new());
         connect::run(&generator, &setting.door, manner, setting.warmup, &warmup).await;
         let tally = Rc::new(Tally::new());
-        let teller = tell(&generator, setting, &tally, "connections");
         let run = connect::run(&generator, &setting.door, manner, setting.duration, &tally);
-        let measured = measure(setting.server.as_ref(), Rc::clone(&tally), run).await?;
-        teller.set(true);
-        let server = ServerCost::of(setting.server.as_ref(), &measured)?;
-        Ok(Report::new(Scenario::Connect { parting }, setting.connections, &measured, server, &warmup))
+        let seen = run_together(&generator, setting, &part, &tally, "connections", run).await?;
+        Ok((seen, Tally::clone(&warmup)))
+    })?;
+    Ok(report(Scenario::Connect { parting }, setting, outcomes))
+}
+
+/// What one thread measured, and what the first of them saw of the server at the end.
+struct Seen {
+    measured: Measured,
+    server: Option<(Memory, usize)>,
+}
+
+/// Measures one thread's part of a run while all others do theirs.
+async fn run_together(
+    generator: &Rc<Generator>,
+    setting: &Setting,
+    part: &Part,
+    tally: &Rc<Tally>,
+    what: &'static str,
+    run: impl Future<Output = ()>,
+) -> Result<Seen, Stopped> {
+    let server = setting.server.as_ref().filter(|_| part.is_first());
+    part.meet()?;
+    let teller = tell(generator, setting, part.teller(), tally, what);
+    let in_step = async {
+        // Whoever finds another thread gone has no result in any case.
+        let _ = part.meet();
+        run.await;
+        let _ = part.meet();
     };
-    Generator::run(setting.core, work)?
+    let measured = measure(server, Rc::clone(tally), in_step).await?;
+    teller.set(true);
+    let look = |server: &Server| Ok::<_, io::Error>((server.memory()?, server.descriptors()?));
+    let server = server.map(look).transpose()?;
+    part.meet()?;
+    Ok(Seen { measured, server })
+}
+
+/// The report of what all threads came to.
+fn report(scenario: Scenario, setting: &Setting, outcomes: Vec<(Seen, Tally)>) -> Report {
+    let outside = Tally::new();
+    let mut server = None;
+    let mut runs = Vec::new();
+    for (seen, warmup) in outcomes {
+        outside.add(&warmup);
+        server = server.or(seen.server);
+        runs.push(seen.measured);
+    }
+    let measured = Measured::together(&runs);
+    let server = server.map(|(memory, descriptors)| ServerCost {
+        cpu_us_per_message: measured.server_us(),
+        rss_bytes: memory.rss_bytes,
+        descriptors,
+    });
+    Report::new(scenario, setting.connections, &measured, server, &outside)
 }
 
 /// Idle connections.
@@ -151,7 +213,7 @@ pub fn idle(setting: &Setting, shape: Shape) -> Result<Report, BenchFault> {
         let scenario = Scenario::Idle { shape, upkeep: upkeep? };
         Ok(Report::new(scenario, setting.connections, &measured, None, &Tally::new()))
     };
-    Generator::run(setting.core, work)?
+    Generator::run(setting.cores.first().copied(), work)?
 }
 
 /// Servers side by side, one case after the other.
@@ -177,50 +239,42 @@ pub fn compare(
     Generator::run(core, work)?
 }
 
-/// Tells every now and then how it goes, until the cell returned is set.
+/// Tells every now and then how it goes, until the cell returned is set. The first thread speaks for all.
 fn tell(
     generator: &Rc<Generator>,
     setting: &Setting,
+    teller: Teller,
     tally: &Rc<Tally>,
     what: &'static str,
 ) -> Rc<Cell<bool>> {
     let is_over = Rc::new(Cell::new(false));
     let (generator, tally, over) = (Rc::clone(generator), Rc::clone(tally), Rc::clone(&is_over));
-    let (progress, duration) = (Rc::clone(&setting.progress), setting.duration);
+    let (progress, duration) = (Arc::clone(&setting.progress), setting.duration);
     monoio::spawn(async move {
         let start = clock::now();
-        let (mut then, mut before) = (start, 0);
+        let (mut then, mut before, mut faults) = (start, Tally::new(), 0);
         loop {
             generator.wait(PROGRESS_INTERVAL).await;
             if over.get() {
                 return;
             }
-            let (now, messages) = (clock::now(), tally.messages());
-            let rate = figures::float(messages - before) / (now - then).as_secs_f64();
-            (then, before) = (now, messages);
+            let told = teller.tell(&tally.since(&before));
+            before = Tally::clone(&tally);
+            let Some(news) = told else { continue };
+            let now = clock::now();
+            let rate = figures::float(news.messages()) / (now - then).as_secs_f64();
+            faults += news.faults_sum();
+            then = now;
             progress(&format!(
-                "{:.1} of {:.1} s, {rate:.0} {what}/s, p50 {}, p99 {}, {} errors",
+                "{:.1} of {:.1} s, {rate:.0} {what}/s, p50 {}, p99 {}, {faults} errors",
                 (now - start).as_secs_f64(),
                 duration.as_secs_f64(),
-                report::time(figures::us(tally.latency(0.5))),
-                report::time(figures::us(tally.latency(0.99))),
-                tally.faults_sum(),
+                report::time(figures::us(news.latency(0.5))),
+                report::time(figures::us(news.latency(0.99))),
             ));
         }
     });
     is_over
-}
-
-impl ServerCost {
-    /// What a run cost the server.
-    fn of(server: Option<&Server>, measured: &Measured) -> io::Result<Option<Self>> {
-        let Some(server) = server else { return Ok(None) };
-        Ok(Some(Self {
-            cpu_us_per_message: measured.server_us(),
-            rss_bytes: server.memory()?.rss_bytes,
-            descriptors: server.descriptors()?,
-        }))
-    }
 }
 
 impl From<StartFault> for BenchFault {

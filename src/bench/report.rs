@@ -13,6 +13,7 @@ use super::figures::{Effort, Latency, Spread};
 use super::idle::Upkeep;
 use super::measure::Measured;
 use super::messages::Shape;
+use super::plot::Plot;
 use super::tally::Tally;
 use crate::protocol::websocket::frame::Opcode;
 
@@ -49,6 +50,7 @@ pub struct Report {
     messages: u64,
     per_second: f64,
     latency: Latency,
+    plot: Plot,
     errors: u64,
     faults: Vec<(&'static str, u64)>,
     server: Option<ServerCost>,
@@ -94,6 +96,7 @@ impl Report {
             messages: measured.tally.messages(),
             per_second: measured.per_second(),
             latency: measured.latency(),
+            plot: Plot::of(&measured.tally),
             errors: all.faults_sum(),
             faults: all.faults().map(|(fault, count)| (fault.label(), count)).collect(),
             server,
@@ -112,6 +115,7 @@ impl Report {
         let Latency { p50, p90, p99, p999, max } = self.latency;
         let [p50, p90, p99, p999, max] = [p50, p90, p99, p999, max].map(time);
         writeln!(out, "  latency     p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}")?;
+        fmt::Display::fmt(&self.plot, out)?;
         if let Some(server) = &self.server {
             let cpu = server.cpu_us_per_message.unwrap_or(f64::NAN);
             let memory = size(server.rss_bytes);
@@ -132,7 +136,7 @@ impl Report {
     }
 }
 
-/// For people: some lines.
+/// For people: some lines. The alternate form is for a terminal, which shows finer bars.
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.elapsed.as_secs_f64();

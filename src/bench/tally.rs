@@ -13,7 +13,7 @@ const LATENCY_MAX: Duration = Duration::from_secs(600);
 const LATENCY_DIGITS: u8 = 3;
 
 /// Counters that all connections of a run share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Tally {
     messages: Cell<u64>,
     /// In nanoseconds.
@@ -54,6 +54,18 @@ impl Tally {
         Duration::from_nanos(self.latencies.borrow().value_at_quantile(quantile))
     }
 
+    /// How many messages took how long: for each power of `base` from 1 µs on, those that took up to so long and longer
+    /// than the one before. Begins and ends with the first and the last that there were.
+    pub(super) fn buckets(&self, base: u32) -> Vec<(Duration, u64)> {
+        let latencies = self.latencies.borrow();
+        let powers = latencies.iter_log(1000, f64::from(base));
+        let buckets = powers.map(|step| {
+            let up_to = Duration::from_nanos(step.value_iterated_to() + 1);
+            (up_to, step.count_since_last_iteration())
+        });
+        buckets.skip_while(|(_, count)| *count == 0).collect()
+    }
+
     /// All connections given up.
     pub(super) fn faults_sum(&self) -> u64 {
         self.faults.iter().map(Cell::get).sum()
@@ -66,6 +78,18 @@ impl Tally {
             .zip(&self.faults)
             .map(|(fault, count)| (*fault, count.get()))
             .filter(|(_, count)| *count > 0)
+    }
+
+    /// What came since an earlier moment of the same tally.
+    pub(super) fn since(&self, earlier: &Self) -> Self {
+        let rest = self.clone();
+        rest.messages.set(rest.messages.get() - earlier.messages.get());
+        let taken = rest.latencies.borrow_mut().subtract(&*earlier.latencies.borrow());
+        taken.expect("what was counted earlier is still counted");
+        for (count, before) in rest.faults.iter().zip(&earlier.faults) {
+            count.set(count.get() - before.get());
+        }
+        rest
     }
 
     /// Adds what another came to.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -35,6 +35,8 @@ pub(super) struct EchoArguments {
     #[command(flatten)]
     load: LoadArguments,
     #[command(flatten)]
+    threads: ThreadArguments,
+    #[command(flatten)]
     messages: MessageArguments,
     /// Messages that each connection has on the way at once; they leave in one piece [default: 1, with --rate 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
@@ -48,6 +50,8 @@ pub(super) struct EchoArguments {
 pub(super) struct ConnectArguments {
     #[command(flatten)]
     load: LoadArguments,
+    #[command(flatten)]
+    threads: ThreadArguments,
     #[command(flatten)]
     parting: PartingArguments,
 }
@@ -116,6 +120,13 @@ struct LoadArguments {
 }
 
 #[derive(Debug, Args)]
+struct ThreadArguments {
+    /// How many threads make the load, each on a core of its own; connections are divided among them
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: u32,
+}
+
+#[derive(Debug, Args)]
 struct MessageArguments {
     /// The payload of a message in bytes
     #[arg(long, value_name = "BYTES", default_value = "20", value_parser = clap::value_parser!(u32).range(..=SIZE_MAX))]
@@ -150,9 +161,9 @@ struct DoorArguments {
 
 #[derive(Debug, Args)]
 struct OutputArguments {
-    /// The core of the generator [default: the last that it may use]
+    /// The core of the generator; again for each of several threads [default: the last that it may use]
     #[arg(long, value_name = "N")]
-    core: Option<usize>,
+    core: Vec<usize>,
     #[command(flatten)]
     form: FormArguments,
 }
@@ -162,6 +173,9 @@ struct FormArguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Print as where it is piped, also on a terminal: bars in ASCII, and no progress
+    #[arg(long)]
+    plain: bool,
     /// Write the JSON object to a file, whatever is printed
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -182,11 +196,13 @@ pub(super) fn run(command: BenchCommand) -> Exit {
                 Some(rate) => (Pace::PerSecond(rate), IN_FLIGHT_UNDER_RATE),
             };
             let shape = arguments.messages.shape(arguments.in_flight.unwrap_or(in_flight));
-            let (setting, form) = arguments.load.setting();
+            let (mut setting, form) = arguments.load.setting();
+            setting.threads = arguments.threads.threads;
             tell(bench::echo(&setting, shape, pace), &form, bench::Report::is_clean)
         }
         BenchCommand::Connect(arguments) => {
-            let (setting, form) = arguments.load.setting();
+            let (mut setting, form) = arguments.load.setting();
+            setting.threads = arguments.threads.threads;
             let report = bench::connect(&setting, arguments.parting.parting());
             tell(report, &form, bench::Report::is_clean)
         }
@@ -215,7 +231,8 @@ fn compare(arguments: CompareArguments) -> Exit {
         })
         .collect();
     let plan = Plan { rounds, slice, grace, parting: parting.parting() };
-    let comparisons = bench::compare(&contestants, &cases, &plan, output.core, &progress());
+    let comparisons =
+        bench::compare(&contestants, &cases, &plan, output.core.first().copied(), &progress(&output.form));
     tell(comparisons, &output.form, bench::Comparisons::is_clean)
 }
 
@@ -239,7 +256,7 @@ fn tell<T: Serialize + Display>(
     form: &FormArguments,
     is_clean: impl FnOnce(&T) -> bool,
 ) -> Exit {
-    if io::stderr().is_terminal() {
+    if form.has_progress() {
         output::complain("\r\x1b[K");
     }
     let report = match outcome {
@@ -258,7 +275,13 @@ fn tell<T: Serialize + Display>(
         output::complain(&format!("error: {}: {cause}\n", file.display()));
         return Exit::Failure;
     }
-    let text = if form.json { json } else { report.to_string() };
+    let text = if form.json {
+        json
+    } else if form.plain || !io::stdout().is_terminal() {
+        report.to_string()
+    } else {
+        format!("{report:#}")
+    };
     match output::print(text.as_bytes()) {
         Exit::Success if !is_clean(&report) => Exit::Failure,
         exit => exit,
@@ -266,11 +289,17 @@ fn tell<T: Serialize + Display>(
 }
 
 /// One line that is written over and over on a terminal; elsewhere nothing.
-fn progress() -> Progress {
-    if io::stderr().is_terminal() {
-        Rc::new(|text| output::complain(&format!("\r\x1b[K{text}")))
+fn progress(form: &FormArguments) -> Progress {
+    if form.has_progress() {
+        Arc::new(|text: &str| output::complain(&format!("\r\x1b[K{text}")))
     } else {
-        Rc::new(|_| {})
+        Arc::new(|_: &str| {})
+    }
+}
+
+impl FormArguments {
+    fn has_progress(&self) -> bool {
+        !self.plain && io::stderr().is_terminal()
     }
 }
 
@@ -283,8 +312,9 @@ impl LoadArguments {
             warmup: self.warmup,
             grace: self.grace,
             server: Server::new(&self.server_pid),
-            core: self.output.core,
-            progress: progress(),
+            threads: 1,
+            cores: self.output.core,
+            progress: progress(&self.output.form),
         };
         (setting, self.output.form)
     }
@@ -304,8 +334,8 @@ impl PartingArguments {
 }
 
 impl DoorArguments {
-    fn door(&self, targets: Vec<Target>) -> Rc<Door> {
-        Rc::new(Door {
+    fn door(&self, targets: Vec<Target>) -> Arc<Door> {
+        Arc::new(Door {
             targets,
             sources: self.source.clone(),
             subprotocols: self.subprotocol.clone(),
