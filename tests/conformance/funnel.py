@@ -311,6 +311,12 @@ KINDS = [
     ),
     refusal("a bad subprotocol list", upgrade(sec_websocket_protocol="a b,"), 400, "bad_request"),
     refusal("no upgrade asked for", upgrade(without=["upgrade", "connection"]), 426, "not_upgrade"),
+    refusal(
+        "POST, and no upgrade asked for",
+        upgrade(without=["upgrade", "connection"]).replace(b"GET", b"POST"),
+        405,
+        "bad_request",
+    ),
     refusal("HTTP/1.0", upgrade().replace(b"HTTP/1.1", b"HTTP/1.0"), 426, "not_upgrade"),
     refusal("HTTP/3.0", upgrade().replace(b"HTTP/1.1", b"HTTP/3.0"), 505, "bad_request"),
     refusal("no route", upgrade("/nowhere"), 404, "no_route"),
