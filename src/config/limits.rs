@@ -18,7 +18,7 @@ pub struct Limits {
     pub request_head_size_max: usize,
     /// Fields of a request head: each costs a place in the table that the head is parsed into.
     pub request_head_count_max: usize,
-    /// Open connections of one port; `None` divides what the descriptor limit allows.
+    /// Open connections of one port; `None` is as many as the gateway has descriptors for, all ports together.
     pub connections_max: Option<u32>,
     /// Bytes of a message, all of its fragments together: a message may be assembled in memory, so what clients can make
     /// a port hold is this times its `connections_max`.

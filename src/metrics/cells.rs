@@ -20,7 +20,7 @@ pub struct PortCells {
     pub connections_active: Gauge,
     /// Opening handshakes begun and not yet judged.
     pub handshakes_in_progress: Gauge,
-    /// From accept, or the end of the request before, to the answer.
+    /// From accept, or on a kept connection from the first bytes of the request, to a 101.
     pub handshake_duration: DurationHistogram<{ LATENCY_BOUNDS_NS.len() }>,
     /// From accept to end.
     pub connection_duration: DurationHistogram<{ CONNECTION_BOUNDS_NS.len() }>,

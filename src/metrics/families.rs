@@ -57,7 +57,7 @@ families! {
     HandshakesInProgress GAUGE "ringway_handshakes_in_progress" ["port"]
         "Opening handshakes begun and not yet answered.";
     HandshakeDuration HISTOGRAM "ringway_handshake_duration_seconds" ["port"]
-        "Time from accept, or from the end of the request before, to the answer, in seconds.";
+        "Time from accept, or on a kept connection from the first bytes of the request, to a 101, in seconds.";
     HttpRequests COUNTER "ringway_http_requests_total" ["port" "route" "class"]
         "Requests answered, opening handshakes among them (1xx, or the class of the refusal), by route (none where no route took it) and class of status.";
     Closes COUNTER "ringway_closes_total" ["port" "initiator" "code"]

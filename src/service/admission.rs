@@ -19,11 +19,6 @@ impl Admission {
         Arc::new(Self { active: AtomicU32::new(0), max })
     }
 
-    /// How many connections may be open.
-    pub fn max(&self) -> u32 {
-        self.max
-    }
-
     /// Admits one more connection; `false` at the limit. Whoever was admitted leaves once.
     pub fn enter(&self) -> bool {
         // Nothing is published along with the count, so it needs no order.

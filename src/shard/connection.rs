@@ -32,7 +32,7 @@ struct Connection {
     scan: HeadScan,
     /// What has arrived of a head that was not there at once.
     head: Vec<u8>,
-    /// When the handshake began: at accept, or with the answer before it on a kept-alive connection.
+    /// When the handshake began: at accept, or on a kept connection with the first bytes of its request.
     began: Instant,
     /// When the head must have arrived. Bytes that arrive do not move it.
     deadline: Tick,
