@@ -23,13 +23,15 @@ use crate::config::{Admin, Config, Port};
 use crate::metrics::Metrics;
 use crate::net::driver::{Driver, NoRing};
 use crate::net::listen::{self, Listeners};
-use crate::net::{clock, limits};
+use crate::net::{clock, heap, limits};
 use crate::shard::{Mail, StartError};
 
 /// How long clients have to leave once the gateway was asked to stop; then they are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long shards have to end once their connections were cut; a shard that takes longer is stuck.
 const CUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often free memory is given back to the system.
+const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(5);
 /// Descriptors kept from clients: rings, listeners, mailboxes, the admin endpoint, and letting refused clients go.
 const DESCRIPTORS_RESERVED: u64 = 192;
 /// Descriptors that each shard takes besides: ring, timer, mailbox, reserve, lingering connections.
@@ -221,6 +223,7 @@ impl Gateway {
                 let _ = admin_stops.changed().await;
             }))
         });
+        let giving_back = tokio::spawn(give_memory_back());
         let outcome = tokio::select! {
             name = signals.stop() => {
                 tracing::info!(signal = name, "draining: clients are asked to leave; another signal cuts them off");
@@ -228,6 +231,7 @@ impl Gateway {
             }
             event = self.shards.next_event() => Err(RunError::ShardEnded { index: ended_index(&event) }),
         };
+        giving_back.abort();
         // Until here, so that the last that a scrape sees is how the drain went.
         drop(stop_admin);
         if let Some(admin) = admin {
@@ -262,6 +266,15 @@ impl Gateway {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Gives back, from time to time, what large messages and closed connections have left free.
+async fn give_memory_back() {
+    let mut interval = tokio::time::interval(GIVE_BACK_INTERVAL);
+    loop {
+        interval.tick().await;
+        heap::give_back();
     }
 }
 

@@ -6,6 +6,7 @@ pub mod connect;
 pub mod contain;
 pub mod descriptor;
 pub mod driver;
+pub mod heap;
 pub mod limits;
 pub mod listen;
 pub mod pool;

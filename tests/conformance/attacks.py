@@ -53,7 +53,7 @@ service = "page"
 ROUND_TRIP_MAX_S = 2.0
 
 # What an attack may leave behind: buffers that the gateway keeps for the next connections, and the allocator's slack.
-LEFT_SIZE_MAX = 8 << 20
+LEFT_SIZE_MAX = 4 << 20
 # No descriptor may stay; admin scrapes and the bystander come and go meanwhile.
 LEFT_DESCRIPTORS_MAX = 0
 
@@ -84,9 +84,10 @@ def attack(gateway, scenario):
     descriptors, size = asyncio.run(both())
     metrics = gateway.at_rest()
     wait_until(lambda: gateway.descriptor_count() <= descriptors + LEFT_DESCRIPTORS_MAX, "descriptors are back")
+    # What large messages leave free in the heap is given back within seconds, not at once.
+    wait_until(lambda: gateway.resident_size() - size <= LEFT_SIZE_MAX, "memory is given back")
     left = gateway.resident_size() - size
     print(f"memory: {size >> 10} KiB before, {left >> 10:+} KiB after; {descriptors} descriptors before and after")
-    assert left <= LEFT_SIZE_MAX
     return metrics
 
 
