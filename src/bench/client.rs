@@ -247,19 +247,30 @@ impl Client {
     pub(super) async fn answered(&self) -> Result<u32, Fault> {
         loop {
             self.wait().await?;
-            let state = &mut *self.state.borrow_mut();
-            let mut scratch = self.generator.scratch.lend();
-            match self.stream.receive_now(&mut scratch) {
-                Received::Bytes(size) => {
-                    if let Some(answered) = state.take(&scratch[..size])? {
-                        return Ok(answered);
-                    }
-                }
-                Received::Nothing => {}
-                Received::End => return Err(Fault::Gone),
+            if let Some(answered) = self.answered_now()? {
+                return Ok(answered);
             }
-            flush(&self.stream, &mut state.unsent)?;
         }
+    }
+
+    /// Takes what has come and answers pings; the number of messages that it answered, `None` where that is none.
+    ///
+    /// # Errors
+    /// What went wrong with this connection.
+    pub(super) fn answered_now(&self) -> Result<Option<u32>, Fault> {
+        let state = &mut *self.state.borrow_mut();
+        let mut scratch = self.generator.scratch.lend();
+        match self.stream.receive_now(&mut scratch) {
+            Received::Bytes(size) => {
+                if let Some(answered) = state.take(&scratch[..size])? {
+                    return Ok(Some(answered));
+                }
+            }
+            Received::Nothing => {}
+            Received::End => return Err(Fault::Gone),
+        }
+        flush(&self.stream, &mut state.unsent)?;
+        Ok(None)
     }
 
     /// Sends the next `count` messages, at most a window, as [`Self::send`] does, but through the ring: what all
@@ -401,7 +412,9 @@ impl fmt::Display for OpenFault {
             Self::Response(fault) => fault.fmt(formatter),
             Self::Gone => formatter.write_str("the server left during the opening handshake"),
             Self::Late => formatter.write_str("the opening handshake took too long"),
-            Self::Answer(fault) => write!(formatter, "the server sent something wrong at once: {fault}"),
+            Self::Answer(fault) => {
+                write!(formatter, "the server sent something wrong before any message: {fault}")
+            }
         }
     }
 }

@@ -167,7 +167,11 @@ pub(super) async fn compare(
         for turn in 0..sides.len() {
             let side_index = (turn + round as usize) % sides.len();
             let side = &mut sides[side_index];
-            told(&format!("{case}: round {round} of {}, {}", plan.rounds, side.contestant.name));
+            let name = &side.contestant.name;
+            told(&match round {
+                0 => format!("{case}: warming up, {name}"),
+                _ => format!("{case}: round {round} of {}, {name}", plan.rounds),
+            });
             let measured = side.turn(generator, plan).await?;
             if round > 0 {
                 side.rounds.push(measured);

@@ -19,6 +19,8 @@ use crate::net::wake::Counted;
 
 /// So many connections are being opened, or left, at one time.
 const AT_A_TIME: u32 = 64;
+/// While others are being opened, those that are open are looked after so often: a server may ping them by then.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// When messages are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +71,16 @@ impl Crowd {
             let (generator, door, pattern) = (Rc::clone(generator), Arc::clone(door), pattern.clone());
             let next = Rc::clone(&next);
             monoio::spawn(async move {
-                let mut clients = Vec::new();
+                let mut clients: Vec<Client> = Vec::new();
+                let mut looked_at = clock::now();
                 while next.get() < end {
                     let index = next.replace(next.get() + 1);
                     clients.push(Client::open(&generator, &door, (&shape, &pattern), index).await?);
+                    let now = clock::now();
+                    if now - looked_at >= LOOK_INTERVAL {
+                        looked_at = now;
+                        look_after(&clients).map_err(OpenFault::Answer)?;
+                    }
                 }
                 Ok(clients)
             })
@@ -208,6 +216,14 @@ impl Crowd {
             self.clients.extend(task.await);
         }
     }
+}
+
+/// Answers the pings of connections that have sent nothing yet.
+fn look_after(clients: &[Client]) -> Result<(), Fault> {
+    clients.iter().try_for_each(|client| match client.answered_now()? {
+        None => Ok(()),
+        Some(_) => Err(Fault::Unasked),
+    })
 }
 
 /// Sends a window and waits for its answers, until `end`.

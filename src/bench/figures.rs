@@ -53,6 +53,7 @@ impl Spread {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "percentiles carry their meaning in their names")]
 pub struct Latency {
+    pub mean: f64,
     pub p50: f64,
     pub p90: f64,
     pub p99: f64,

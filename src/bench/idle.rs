@@ -2,18 +2,18 @@
 
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::client::{Door, OpenFault};
+use super::Setting;
+use super::client::OpenFault;
 use super::crowd::Crowd;
 use super::figures;
 use super::generator::Generator;
 use super::measure::measure;
 use super::messages::Shape;
-use super::process::{Memory, Server};
+use super::process::Memory;
 use super::tally::Tally;
 
 /// How long a server is given to settle before its memory is read.
@@ -49,35 +49,41 @@ pub enum IdleFault {
     Server(io::Error),
 }
 
-/// Opens so many connections, holds them for `hold`, has each send one message, which is to be answered within `grace`,
-/// and leaves.
+/// Opens the setting's connections, holds them for its duration, has each send one message, which is to be answered
+/// within its grace, and leaves.
 ///
 /// # Errors
 /// [`IdleFault`].
 pub(super) async fn run(
     generator: &Rc<Generator>,
-    door: &Arc<Door>,
-    (shape, connections): (Shape, u32),
-    (hold, grace): (Duration, Duration),
-    server: Option<&Server>,
+    setting: &Setting,
+    shape: Shape,
     tally: &Rc<Tally>,
 ) -> Result<Option<Upkeep>, IdleFault> {
+    let Setting { connections, duration, grace, progress, .. } = setting;
+    let server = setting.server.as_ref();
     let sample = || server.map(|server| Ok((server.memory()?, server.descriptors()?))).transpose();
     let before = sample().map_err(IdleFault::Server)?;
-    let mut crowd = Crowd::open(generator, door, shape, 0..connections).await.map_err(IdleFault::Open)?;
+    progress(&format!("opening {connections} connections"));
+    let opened = Crowd::open(generator, &setting.door, shape, 0..*connections).await;
+    let mut crowd = opened.map_err(IdleFault::Open)?;
+    progress(&format!("{connections} connections are open, and silent for {:.1} s", duration.as_secs_f64()));
     crowd.hold(SETTLE, tally).await;
     let opened = sample().map_err(IdleFault::Server)?;
-    let held = measure(server, Rc::clone(tally), crowd.hold(hold, tally)).await.map_err(IdleFault::Server)?;
-    crowd.one_message_each(grace, tally).await;
+    let held = measure(server, Rc::clone(tally), crowd.hold(*duration, tally)).await;
+    let held = held.map_err(IdleFault::Server)?;
+    progress(&format!("{connections} connections send a message each"));
+    crowd.one_message_each(*grace, tally).await;
     crowd.hold(SETTLE, tally).await;
     let used = sample().map_err(IdleFault::Server)?;
+    progress(&format!("{connections} connections leave"));
     crowd.leave(tally).await;
     let (Some(server), Some(before), Some(opened), Some(used)) = (server, before, opened, used) else {
         return Ok(None);
     };
     // It may take a while to notice that all have left.
     let mut waited = Duration::ZERO;
-    while waited < grace && server.descriptors().map_err(IdleFault::Server)? > before.1 {
+    while waited < *grace && server.descriptors().map_err(IdleFault::Server)? > before.1 {
         generator.wait(Duration::from_millis(100)).await;
         waited += Duration::from_millis(100);
     }
@@ -85,7 +91,7 @@ pub(super) async fn run(
     let closed = sample().map_err(IdleFault::Server)?.unwrap_or_default();
     let each = |memory: Memory| {
         let added = figures::float(memory.rss_bytes) - figures::float(before.0.rss_bytes);
-        added / f64::from(connections)
+        added / f64::from(*connections)
     };
     Ok(Some(Upkeep {
         before: before.0,

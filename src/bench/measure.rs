@@ -87,5 +87,6 @@ impl Measured {
 /// The latencies of a tally; zeros where it is empty.
 pub(super) fn latency(tally: &Tally) -> Latency {
     let us = |quantile| figures::us(tally.latency(quantile));
-    Latency { p50: us(0.5), p90: us(0.9), p99: us(0.99), p999: us(0.999), max: us(1.0) }
+    let mean = figures::us(tally.latency_mean());
+    Latency { mean, p50: us(0.5), p90: us(0.9), p99: us(0.99), p999: us(0.999), max: us(1.0) }
 }

@@ -204,10 +204,7 @@ pub fn idle(setting: &Setting, shape: Shape) -> Result<Report, BenchFault> {
     limits::raise_descriptors();
     let work = async |generator: Rc<Generator>| {
         let tally = Rc::new(Tally::new());
-        let load = (shape, setting.connections);
-        (setting.progress)(&format!("{} connections", setting.connections));
-        let times = (setting.duration, setting.grace);
-        let run = idle::run(&generator, &setting.door, load, times, setting.server.as_ref(), &tally);
+        let run = idle::run(&generator, setting, shape, &tally);
         let mut upkeep = Ok(None);
         let measured = measure(None, Rc::clone(&tally), async { upkeep = run.await }).await?;
         let scenario = Scenario::Idle { shape, upkeep: upkeep? };

@@ -112,7 +112,7 @@ impl Report {
     fn write_run(&self, out: &mut fmt::Formatter<'_>, many: &str, one: &str) -> fmt::Result {
         writeln!(out, "  {many:<11} {} ({:.0} a second)", grouped(self.messages), self.per_second)?;
         writeln!(out, "  faults      {}", self.faults_text())?;
-        let Latency { p50, p90, p99, p999, max } = self.latency;
+        let Latency { p50, p90, p99, p999, max, .. } = self.latency;
         let [p50, p90, p99, p999, max] = [p50, p90, p99, p999, max].map(time);
         writeln!(out, "  latency     p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}")?;
         fmt::Display::fmt(&self.plot, out)?;
@@ -239,10 +239,10 @@ impl fmt::Display for Comparisons {
 fn write_comparison(out: &mut fmt::Formatter<'_>, comparison: &Comparison, slice_s: f64) -> fmt::Result {
     let Comparison { case, rounds, measure, servers, pairs } = comparison;
     let measure = match measure {
-        Measure::ServerCpu => "µs of server CPU",
-        Measure::Elapsed => "µs elapsed, as not every server's process is known",
+        Measure::ServerCpu => "µs of server CPU for each",
+        Measure::Elapsed => "µs that passed for each, as not every server's process is known",
     };
-    writeln!(out, "{case}: {rounds} rounds of {slice_s} s; median [min..max] of {measure} for each")?;
+    writeln!(out, "{case}: {rounds} rounds of {slice_s} s; median [min..max] of {measure}")?;
     let pair_name = |first: &str, second: &str| format!("{first} / {second}");
     let names = servers.iter().map(|server| server.name.chars().count());
     let pair_names = pairs.iter().map(|pair| pair_name(&pair.first, &pair.second).chars().count());

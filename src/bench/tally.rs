@@ -54,6 +54,11 @@ impl Tally {
         Duration::from_nanos(self.latencies.borrow().value_at_quantile(quantile))
     }
 
+    /// The mean latency; zero where there were no messages.
+    pub(super) fn latency_mean(&self) -> Duration {
+        Duration::from_secs_f64(self.latencies.borrow().mean() / 1e9)
+    }
+
     /// How many messages took how long: for each power of `base` from 1 µs on, those that took up to so long and longer
     /// than the one before. Begins and ends with the first and the last that there were.
     pub(super) fn buckets(&self, base: u32) -> Vec<(Duration, u64)> {

@@ -101,8 +101,11 @@ class Connection:
             await self.writer.wait_closed()
 
     async def send(self, data):
-        """Sends bytes as they are, and lets what has arrived be read: `drain` alone waits for nothing while there is room,
-        so whoever sends without end would read nothing, and lose it all when a write meets the peer's end."""
+        """Sends bytes as they are, and lets what has arrived be read.
+
+        `drain` alone waits for nothing while there is room, so whoever sends without end would read nothing, and lose
+        it all when a write meets the peer's end.
+        """
         self.writer.write(data)
         await self.writer.drain()
         await asyncio.sleep(0)

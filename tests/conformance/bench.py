@@ -1,0 +1,276 @@
+"""`ringway bench` against servers that do known right and wrong: what it tells, catches and prints, and how it ends."""
+
+import asyncio
+import contextlib
+import http
+import json
+import math
+import os
+import pty
+import re
+import subprocess
+
+import pytest
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+from harness import BINARY, PATIENCE_S
+
+# By so much the machine may lengthen a latency that is taken for right, and so often a run is done until it has not.
+LONGER_SHARE, LONGER_US, TRIES = 0.1, 2000, 10
+# What a server answers with to end the connection without a word.
+ABORT = object()
+
+
+class Server:
+    """A WebSocket server as an asynchronous context manager: what `answer(message)` returns is sent, unless `None`."""
+
+    def __init__(self, answer, **options):
+        self.answer = answer
+        self.options = {"compression": None, "ping_interval": None, **options}
+
+    async def __aenter__(self):
+        self.server = await serve(self.converse, "127.0.0.1", 0, **self.options)
+        self.url = f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/"
+        return self
+
+    async def converse(self, connection):
+        # A generator that has seen enough of a bad server leaves without a Close.
+        with contextlib.suppress(ConnectionClosed):
+            async for message in connection:
+                answer = await self.answer(message)
+                if answer is ABORT:
+                    connection.transport.abort()
+                elif answer is not None:
+                    await connection.send(answer)
+
+    async def __aexit__(self, *_exception):
+        self.server.close()
+        await self.server.wait_closed()
+
+
+class Outcome:
+    """What a run printed, and its exit code."""
+
+    def __init__(self, code, stdout, stderr):
+        self.code, self.stdout, self.stderr = code, stdout.decode(), stderr.decode()
+
+    def json(self):
+        """The report of a run without faults."""
+        assert self.code == 0, f"exit {self.code}\n{self.stdout}\n{self.stderr}"
+        return json.loads(self.stdout)
+
+
+async def bench(*arguments, **options):
+    """Runs `ringway bench` to its end."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    process = await asyncio.create_subprocess_exec(BINARY, "bench", *map(str, arguments), **options)
+    try:
+        async with asyncio.timeout(PATIENCE_S * 2):
+            stdout, stderr = await process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        raise
+    return Outcome(process.returncode, stdout or b"", stderr or b"")
+
+
+async def honest(message):
+    return message
+
+
+# The milliseconds that messages are held, in turn.
+HOLDS = {"10 ms": [10], "25 ms": [25], "100 ms": [100], "2 % of 100 ms among 10": [10] * 49 + [100]}
+
+
+@pytest.mark.parametrize("name", HOLDS)
+@pytest.mark.parametrize("pace", ["closed loop", "open loop"])
+def test_known_delays_are_told_to_the_99th_percentile(name, pace):
+    """The server takes note how long it held each message in truth; nothing may be told shorter than that was."""
+    # An open loop with a message in 200 ms on each connection: none waits for the one before it.
+    paces = {"closed loop": ["--duration=2s"], "open loop": ["--rate=80", "--duration=3s"]}
+
+    async def run():
+        held_us = []
+
+        async def hold(message):
+            clock = asyncio.get_running_loop()
+            start, hold_ms = clock.time(), HOLDS[name][len(held_us) % len(HOLDS[name])]
+            # A place is taken at once: others come while this one is held.
+            place = len(held_us)
+            held_us.append(math.nan)
+            await asyncio.sleep(hold_ms / 1000)
+            held_us[place] = (clock.time() - start) * 1e6
+            return message
+
+        async with Server(hold) as server:
+            report = await bench("echo", server.url, "--connections=16", "--warmup=0s", "--json", *paces[pace])
+        latency_us = report.json()["latency_us"]
+        assert report.json()["messages"] == len(held_us)
+        held_us.sort()
+        return {p: (held_us[math.ceil(len(held_us) * p / 100) - 1], latency_us[f"p{p}"]) for p in (50, 90, 99)}
+
+    for _ in range(TRIES):
+        percentiles = asyncio.run(run())
+        print(f"held and told, µs: {percentiles}")
+        # The histogram tells three digits.
+        assert all(told >= held * 0.999 for held, told in percentiles.values()), percentiles
+        if all(told <= held * (1 + LONGER_SHARE) + LONGER_US for held, told in percentiles.values()):
+            return
+    raise AssertionError(f"in none of {TRIES} runs latencies were as long as messages were held")
+
+
+def test_a_stall_is_charged_with_all_that_had_to_wait():
+    """A server stands still for 1 s of 4: at a rate a quarter of all messages waits, in a closed loop hardly any."""
+
+    async def run(*pace):
+        clock = asyncio.get_running_loop()
+        count, gate = 0, clock.create_future()
+        gate.set_result(None)
+
+        async def stall_once(message):
+            nonlocal count, gate
+            count += 1
+            if count == 200:
+                gate = clock.create_future()
+                clock.call_later(1, gate.set_result, None)
+            await asyncio.shield(gate)
+            return message
+
+        async with Server(stall_once) as server:
+            arguments = ["--connections=4", "--duration=4s", "--warmup=0s", "--json", *pace]
+            return (await bench("echo", server.url, *arguments)).json()
+
+    at_rate = asyncio.run(run("--rate=200"))
+    assert at_rate["messages"] == 800
+    # Of 200 messages due while it stood still 80, a tenth of all, had to wait 600 ms or longer.
+    assert at_rate["latency_us"]["p90"] >= 600_000, at_rate
+    assert at_rate["latency_us"]["max"] >= 990_000, at_rate
+    closed = asyncio.run(run())
+    assert closed["latency_us"]["p90"] < 600_000 and closed["latency_us"]["max"] >= 990_000, closed
+
+
+async def reverse(message):
+    return message[::-1]
+
+
+async def shorten(message):
+    return message[:-1]
+
+
+async def be_late(message):
+    await asyncio.sleep(3)
+    return message
+
+
+async def be_silent(_message):
+    return None
+
+
+async def abort(_message):
+    return ABORT
+
+
+WRONGS = {"content": reverse, "length": shorten, "late": be_late, "silent": be_silent, "gone": abort}
+
+
+@pytest.mark.parametrize("name", WRONGS)
+def test_a_server_that_does_wrong_is_caught(name):
+    """The exit code and the text for people say so, and the JSON for machines."""
+    fault = "late" if name == "silent" else name
+
+    async def run(*form):
+        async with Server(WRONGS[name]) as server:
+            load = ["--connections=3", "--warmup=0s", "--duration=100ms", "--grace=500ms"]
+            return await bench("echo", server.url, *load, *form)
+
+    text = asyncio.run(run())
+    assert text.code == 1 and re.search(rf"^ +faults +3 {fault}$", text.stdout, re.MULTILINE), text.stdout
+    report = asyncio.run(run("--json"))
+    decoded = json.loads(report.stdout)
+    assert report.code == 1 and decoded["errors"] == 3 and decoded["faults"] == {fault: 3}, decoded
+
+
+def test_a_server_that_refuses_is_an_error_that_says_why():
+    def refuse(connection, _request):
+        return connection.respond(http.HTTPStatus.FORBIDDEN, "not you\n")
+
+    async def run():
+        async with Server(honest, process_request=refuse) as server:
+            return await bench("echo", server.url, "--json")
+
+    outcome = asyncio.run(run())
+    assert (outcome.code, outcome.stdout) == (1, "") and "403" in outcome.stderr, outcome.stderr
+
+
+LATENCY_KEYS = {"mean", "p50", "p90", "p99", "p999", "max"}
+
+
+def test_reports_have_the_keys_that_scripts_rely_on():
+    async def run(scenario, *arguments):
+        async with Server(honest) as server:
+            load = ["--connections=2", "--warmup=0s", "--duration=200ms", f"--server-pid={os.getpid()}", "--json"]
+            return (await bench(scenario, server.url, *load, *arguments)).json()
+
+    echo = asyncio.run(run("echo", "--size=30", "--in-flight=3", "--text"))
+    assert (echo["scenario"], echo["connections"], echo["size"], echo["in_flight"]) == ("echo", 2, 30, 3)
+    connect = asyncio.run(run("connect"))
+    for report in (echo, connect):
+        assert report["messages"] > 0 and report["messages_per_second"] > 0 and report["errors"] == 0
+        assert set(report["latency_us"]) == LATENCY_KEYS
+        assert {"cpu_us_per_message", "rss_bytes", "descriptors"} <= set(report["server"])
+        assert {"cpu_us_per_message", "limited"} <= set(report["client"])
+    idle = asyncio.run(run("idle"))
+    assert idle["scenario"] == "idle" and idle["server"]["bytes_per_connection"] is not None
+
+
+def test_a_comparison_has_the_keys_that_scripts_rely_on():
+    async def run():
+        async with Server(honest) as first, Server(honest) as second:
+            cases = ["--case=2:20:1", "--case=2:100:4:text", "--case=connect:2"]
+            servers = [f"a={first.url}", f"b={second.url}"]
+            return (await bench("compare", *servers, "--rounds=3", "--slice=100ms", "--json", *cases)).json()
+
+    comparison = asyncio.run(run())
+    assert comparison["rounds"] == 3
+    assert [case["case"] for case in comparison["cases"]] == ["2:20:1", "2:100:4:text", "connect:2"]
+    for case in comparison["cases"]:
+        (pair,) = case["pairs"]
+        assert (pair["first"], pair["second"]) == ("a", "b")
+        assert 0 < pair["ratio"]["min"] <= pair["ratio"]["median"] <= pair["ratio"]["max"]
+
+
+@pytest.mark.parametrize("scenario", ["echo", "connect"])
+def test_threads_make_one_load(scenario):
+    async def run():
+        async with Server(honest) as server:
+            load = ["--connections=5", "--threads=3", "--warmup=0s", "--duration=500ms", "--json"]
+            return (await bench(scenario, server.url, *load)).json()
+
+    report = asyncio.run(run())
+    assert report["connections"] == 5 and report["messages"] >= 5 and report["errors"] == 0, report
+
+
+def test_a_terminal_is_shown_progress_and_bars_and_a_pipe_plain_text():
+    async def run(is_terminal):
+        async with Server(honest) as server:
+            command = ["echo", server.url, "--connections=2", "--warmup=0s", "--duration=1200ms"]
+            if not is_terminal:
+                return await bench(*command)
+            ours, theirs = pty.openpty()
+            try:
+                outcome = await bench(*command, stdout=theirs, stderr=theirs)
+            finally:
+                os.close(theirs)
+            # All was written before the process ended, and fits in the terminal's buffer.
+            shown = os.read(ours, 1 << 16)
+            os.close(ours)
+            return Outcome(outcome.code, shown, b"")
+
+    piped = asyncio.run(run(is_terminal=False))
+    assert piped.code == 0 and "#" in piped.stdout and "\x1b" not in piped.stdout + piped.stderr, piped.stdout
+    shown = asyncio.run(run(is_terminal=True))
+    print(shown.stdout)
+    progress, _, summary = shown.stdout.rpartition("\r\x1b[K")
+    assert shown.code == 0 and "█" in summary and "\x1b" not in summary, summary
+    assert re.search(r"\r\x1b\[K\d\.\d of 1\.2 s, \d+ messages/s, p50 .*, p99 .*, 0 errors", progress), progress
