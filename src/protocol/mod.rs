@@ -5,6 +5,7 @@
 
 mod closed_set;
 pub mod http;
+pub mod proxy_protocol;
 pub mod websocket;
 
 pub(crate) use closed_set::closed_set;
