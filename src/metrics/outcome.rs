@@ -97,6 +97,9 @@ impl From<Refusal> for HandshakeResult {
             Refusal::BadVersion => Self::BadVersion,
             Refusal::TooManyRequests { .. } => Self::Rate,
             Refusal::ConnectionLimit { .. } => Self::Limit,
+            Refusal::BadGateway | Refusal::UpstreamUnavailable { .. } | Refusal::GatewayTimeout => {
+                Self::UpstreamUnavailable
+            }
             Refusal::Draining { .. } => Self::Draining,
         }
     }

@@ -1,6 +1,7 @@
 //! What must hold for any bytes at all, as functions that fuzzers and stable tests call.
 
 use super::{
+    body::{BodyFault, BodyWalker, CHUNK_EXTENSIONS_SIZE_MAX, ResponseFraming, TRAILERS_SIZE_MAX},
     field_storage,
     origin::{Origin, OriginRef},
     refusal::Refusal,
@@ -81,6 +82,95 @@ pub fn fuzz_origin(data: &[u8]) {
     assert_eq!(Origin::parse(&origin.to_string()), Ok(origin));
 }
 
+/// A byte that chooses how a body is framed, and then any bytes as the body and what follows it.
+///
+/// However they are cut, the walker comes to the same; and it finds the end exactly where a plain reading of all the bytes
+/// finds it.
+///
+/// # Panics
+/// Where one of these does not hold.
+pub fn fuzz_body(data: &[u8]) {
+    let [choice, bytes @ ..] = data else { return };
+    let length = usize::from(choice >> 2);
+    let (framing, end) = match choice & 3 {
+        0 => (ResponseFraming::Length(length as u64), (bytes.len() >= length).then_some(length)),
+        1 => (ResponseFraming::UntilEnd, None),
+        _ => (ResponseFraming::Chunked, chunked_body_end(bytes)),
+    };
+    let outcome = walk_in_pieces(framing, bytes, || bytes.len());
+    assert_eq!(walk_in_pieces(framing, bytes, || 1), outcome, "byte by byte");
+    let mut sizes = bytes.iter().map(|byte| usize::from(*byte) % 13 + 1);
+    assert_eq!(walk_in_pieces(framing, bytes, || sizes.next().unwrap_or(1)), outcome, "in pieces");
+    match (outcome, end) {
+        (Ok((size, true)), _) => assert_eq!(Some(size), end),
+        (Ok((size, false)), None) => assert_eq!(size, bytes.len(), "all of it belongs to the body"),
+        (Err(_), None) => {}
+        _ => panic!("the body ends at {end:?}, and the walker finds {outcome:?}"),
+    }
+}
+
+/// Walks the bytes as they come in pieces of these sizes: how many belong to the body, and whether it has ended.
+fn walk_in_pieces(
+    framing: ResponseFraming,
+    bytes: &[u8],
+    mut next_size: impl FnMut() -> usize,
+) -> Result<(usize, bool), BodyFault> {
+    let mut walker = BodyWalker::new(framing);
+    let mut at = 0;
+    while at < bytes.len() && !walker.is_complete() {
+        let piece = &bytes[at..bytes.len().min(at + next_size())];
+        let walked = walker.walk(piece)?;
+        assert!(walked.is_complete || walked.size == piece.len());
+        at += walked.size;
+    }
+    assert_eq!(walker.end().is_ok(), walker.is_complete() || framing == ResponseFraming::UntilEnd);
+    Ok((at, walker.is_complete()))
+}
+
+/// Where a body in chunks ends, if all of it is there and keeps the grammar of RFC 9112 section 7.1 and the limits.
+fn chunked_body_end(bytes: &[u8]) -> Option<usize> {
+    let line_at = |at: usize| {
+        let size = bytes[at..].windows(2).position(|pair| pair == b"\r\n")?;
+        Some(&bytes[at..at + size])
+    };
+    let is_clean = |text: &[u8]| text.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control());
+    let mut at = 0;
+    loop {
+        let line = line_at(at)?;
+        let digits_size = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let (digits, extensions) = line.split_at(digits_size);
+        let is_good = extensions.is_empty() || extensions.trim_ascii_start().starts_with(b";");
+        if digits.len() > 16 || !is_good || !is_clean(extensions) {
+            return None;
+        }
+        if extensions.len() > usize::try_from(CHUNK_EXTENSIONS_SIZE_MAX).expect("it is small") {
+            return None;
+        }
+        let size = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        at += line.len() + 2;
+        if size == 0 {
+            break;
+        }
+        at = at.checked_add(usize::try_from(size).ok()?)?;
+        if !bytes.get(at..)?.starts_with(b"\r\n") {
+            return None;
+        }
+        at += 2;
+    }
+    let trailers_at = at;
+    loop {
+        let line = line_at(at)?;
+        at += line.len() + 2;
+        if line.is_empty() {
+            break;
+        }
+        if line.starts_with(b" ") || line.starts_with(b"\t") || !is_clean(line) {
+            return None;
+        }
+    }
+    (at - trailers_at <= usize::try_from(TRAILERS_SIZE_MAX).expect("it is small")).then_some(at)
+}
+
 /// Scans the bytes as they come in pieces of these sizes.
 fn scan_in_pieces(data: &[u8], mut next_size: impl FnMut() -> usize) -> Result<Option<usize>, Refusal> {
     let mut scan = HeadScan::new(HEAD_SIZE_MAX, FIELD_COUNT_MAX);
@@ -112,7 +202,7 @@ fn judge_head(head: &[u8]) -> Result<(), Refusal> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A generator whose whole state is its seed: xorshift64.
@@ -134,7 +224,7 @@ mod tests {
     const MEANINGFUL: &[u8] = b"\r\n\0\t :;,=\"\\/?#*@[]%.-\x16\x03\x7f\x80\xff019aZ";
 
     /// Calls the function with each seed, and with what a few changes make of it.
-    fn for_each_mutation(seeds: &[&[u8]], count: usize, function: fn(&[u8])) {
+    pub(in crate::protocol::http) fn for_each_mutation(seeds: &[&[u8]], count: usize, function: fn(&[u8])) {
         let mut random = Random(SEED);
         for bytes in seeds {
             function(bytes);
@@ -202,5 +292,17 @@ mod tests {
             b"chrome-extension://abcdefgh",
         ];
         for_each_mutation(&seeds, 5_000, fuzz_origin);
+    }
+
+    #[test]
+    fn bodies_hold_under_mutation() {
+        let seeds = [
+            &b"\x03hello"[..],
+            b"\x14hello and more",
+            b"\x025\r\nhello\r\n00a;b=\"c\"\r\n0123456789\r\n0\r\nDigest: d\r\n\r\nmore",
+            b"\x020 ;x\r\n\r\n",
+            b"\x02ffffffffffffffff\r\nhello",
+        ];
+        for_each_mutation(&seeds, 1_000, fuzz_body);
     }
 }

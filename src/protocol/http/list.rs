@@ -17,13 +17,28 @@ pub fn list<'h>(fields: &'h [Field<'h>], name: &str) -> impl Iterator<Item = &'h
 /// Empty elements are passed over (RFC 9110 section 5.6.1.2). A comma within a quoted string separates nothing; a
 /// quoted string that is never closed reaches to the end.
 pub fn elements(value: &[u8]) -> Elements<'_> {
-    Elements { rest: value }
+    Elements { rest: value, separator: b',' }
 }
 
-/// The elements of one list, see [`elements`].
+/// The parameters of one element, which semicolons separate, by the same rules as [`elements`].
+pub fn parameters(element: &[u8]) -> Elements<'_> {
+    Elements { rest: element, separator: b';' }
+}
+
+/// Whether every quoted string in the value is closed, so that what is appended to it stands outside of quotes.
+pub fn closes_its_quotes(value: &[u8]) -> bool {
+    let mut quotes = Quotes::default();
+    for byte in value {
+        quotes.pass(*byte);
+    }
+    !quotes.is_quoted
+}
+
+/// The elements of one list, see [`elements`] and [`parameters`].
 #[derive(Clone, Debug)]
 pub struct Elements<'a> {
     rest: &'a [u8],
+    separator: u8,
 }
 
 impl<'a> Iterator for Elements<'a> {
@@ -31,7 +46,12 @@ impl<'a> Iterator for Elements<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         while !self.rest.is_empty() {
-            let size = element_size(self.rest);
+            let mut quotes = Quotes::default();
+            let size = self
+                .rest
+                .iter()
+                .position(|byte| quotes.pass(*byte) && *byte == self.separator)
+                .unwrap_or(self.rest.len());
             let element = self.rest[..size].trim_ascii();
             self.rest = self.rest.get(size + 1..).unwrap_or_default();
             if !element.is_empty() {
@@ -42,21 +62,26 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// The size of the first element: up to the first comma that stands outside of quoted strings.
-fn element_size(list: &[u8]) -> usize {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    list.iter()
-        .position(|byte| {
-            match byte {
-                _ if is_escaped => is_escaped = false,
-                b'\\' if is_quoted => is_escaped = true,
-                b'"' => is_quoted = !is_quoted,
-                b',' => return !is_quoted,
-                _ => {}
-            }
-            false
-        })
-        .unwrap_or(list.len())
+/// Where a walk over a value stands (RFC 9110 section 5.6.4).
+#[derive(Default)]
+struct Quotes {
+    /// True exactly while within a quoted string.
+    is_quoted: bool,
+    /// True exactly behind a backslash there.
+    is_escaped: bool,
+}
+
+impl Quotes {
+    /// Passes a byte, and tells whether it stands outside of quoted strings.
+    fn pass(&mut self, byte: u8) -> bool {
+        match byte {
+            _ if self.is_escaped => self.is_escaped = false,
+            b'\\' if self.is_quoted => self.is_escaped = true,
+            b'"' => self.is_quoted = !self.is_quoted,
+            _ => return !self.is_quoted,
+        }
+        false
+    }
 }
 
 /// Whether this is a token: at least one character, each of them a [`is_token_byte`].
@@ -103,6 +128,22 @@ mod tests {
         let value = br#"a; b="c,d", e="\",f", g"#;
         assert_eq!(elements(value).collect::<Vec<_>>(), [&br#"a; b="c,d""#[..], br#"e="\",f""#, b"g"]);
         assert_eq!(elements(br#"a, "b, c"#).collect::<Vec<_>>(), [&b"a"[..], b"\"b, c"]);
+    }
+
+    #[test]
+    fn parameters_are_separated_by_semicolons_outside_of_quotes() {
+        let element = br#"for="a;b,c"; host=d ;;"#;
+        assert_eq!(parameters(element).collect::<Vec<_>>(), [&br#"for="a;b,c""#[..], b"host=d"]);
+    }
+
+    #[test]
+    fn quotes_that_stay_open_are_noticed() {
+        for closed in [&b""[..], b"a", br#""a""#, br#"a="\"", "\\""#, br"a\"] {
+            assert!(closes_its_quotes(closed), "{closed:?}");
+        }
+        for open in [&br#"""#[..], br#"a="b\""#, br#""a"""#] {
+            assert!(!closes_its_quotes(open), "{open:?}");
+        }
     }
 
     #[test]

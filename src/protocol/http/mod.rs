@@ -3,6 +3,8 @@
 //! Bytes are scanned for the end of the head as they arrive ([`scan`]), parsed once where they lie ([`request`]) and
 //! judged ([`super::websocket::handshake`]). What cannot be served becomes a [`refusal::Refusal`].
 
+pub mod body;
+pub mod forward;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod list;

@@ -38,6 +38,15 @@ pub enum Refusal {
     TooManyFields,
     /// 501: the body has a transfer coding other than chunked (RFC 9112 section 6.1).
     TransferCodingNotImplemented,
+    /// 502: no upstream could be reached, or none made sense.
+    BadGateway,
+    /// 503: all upstreams are full, or unhealthy.
+    UpstreamUnavailable {
+        /// When to try again, in seconds from now.
+        retry_after_s: u32,
+    },
+    /// 504: an upstream did not connect or answer in time.
+    GatewayTimeout,
     /// 503: as many connections as may be are open.
     ConnectionLimit {
         /// When to try again, in seconds from now.
@@ -99,6 +108,8 @@ closed_set! {
         TransferEncodingInvalid => "transfer_encoding_invalid",
         /// An opening handshake with a body.
         BodyOnUpgrade => "body_on_upgrade",
+        /// More options in `Connection` than are compared with the fields.
+        ConnectionOptionsTooMany => "connection_options_too_many",
         /// `Upgrade: websocket` without `Connection: Upgrade` (RFC 6455 section 4.2.1).
         ConnectionLacksUpgrade => "connection_lacks_upgrade",
         /// No `Sec-WebSocket-Version` (RFC 6455 section 4.2.1).
@@ -139,7 +150,9 @@ impl Refusal {
             Self::TooManyRequests { .. } => 429,
             Self::HeadTooLarge | Self::TooManyFields => 431,
             Self::TransferCodingNotImplemented => 501,
-            Self::ConnectionLimit { .. } | Self::Draining { .. } => 503,
+            Self::BadGateway => 502,
+            Self::ConnectionLimit { .. } | Self::Draining { .. } | Self::UpstreamUnavailable { .. } => 503,
+            Self::GatewayTimeout => 504,
             Self::HttpVersion => 505,
         }
     }
@@ -163,6 +176,11 @@ impl Refusal {
             Self::HeadTooLarge => "The head of the request is too large.",
             Self::TooManyFields => "The head of the request has too many fields.",
             Self::TransferCodingNotImplemented => "Of the transfer codings only chunked is understood.",
+            Self::BadGateway => "The service behind this gateway cannot be reached, or gave no valid answer.",
+            Self::UpstreamUnavailable { .. } => {
+                "The service behind this gateway has no room; try again later."
+            }
+            Self::GatewayTimeout => "The service behind this gateway did not answer in time.",
             Self::ConnectionLimit { .. } => "Too many connections are open; try again later.",
             Self::Draining { .. } => "This server is about to stop; try again.",
             Self::HttpVersion => "This version of HTTP is not served, only 1.1 and 1.0.",
@@ -194,7 +212,8 @@ impl Refusal {
             }
             Self::TooManyRequests { retry_after_s }
             | Self::ConnectionLimit { retry_after_s }
-            | Self::Draining { retry_after_s } => {
+            | Self::Draining { retry_after_s }
+            | Self::UpstreamUnavailable { retry_after_s } => {
                 response::append_number_field(out, "Retry-After", retry_after_s);
             }
             Self::BadRequest(_)
@@ -206,6 +225,8 @@ impl Refusal {
             | Self::HeadTooLarge
             | Self::TooManyFields
             | Self::TransferCodingNotImplemented
+            | Self::BadGateway
+            | Self::GatewayTimeout
             | Self::HttpVersion => {}
         }
         response::append_field(out, "Content-Type", "text/plain; charset=utf-8");
@@ -256,6 +277,7 @@ impl BadRequest {
             Self::TransferEncodingInHttp10 => "HTTP/1.0 knows no Transfer-Encoding.",
             Self::TransferEncodingInvalid => "The Transfer-Encoding field does not end in chunked, once.",
             Self::BodyOnUpgrade => "A request that opens a WebSocket has no body.",
+            Self::ConnectionOptionsTooMany => "The Connection field lists too many options.",
             Self::ConnectionLacksUpgrade => {
                 "The request has Upgrade: websocket, but its Connection field does not list Upgrade. \
                  If the client sent it, a proxy on the way took it out."
@@ -297,6 +319,9 @@ mod tests {
             Refusal::HeadTooLarge,
             Refusal::TooManyFields,
             Refusal::TransferCodingNotImplemented,
+            Refusal::BadGateway,
+            Refusal::UpstreamUnavailable { retry_after_s: 5 },
+            Refusal::GatewayTimeout,
             Refusal::ConnectionLimit { retry_after_s: u32::MAX },
             Refusal::Draining { retry_after_s: 3 },
             Refusal::HttpVersion,

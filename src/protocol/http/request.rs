@@ -338,7 +338,7 @@ fn transfer_coding(fields: &[Field<'_>]) -> Result<BodyFraming, Refusal> {
 }
 
 /// A number of digits alone: no sign, no space, no overflow.
-fn number(value: &[u8]) -> Option<u64> {
+pub(super) fn number(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }

@@ -81,6 +81,11 @@ impl<'h> ResponseHead<'h> {
         }
     }
 
+    /// All fields, in the order they came.
+    pub(super) const fn fields(&self) -> &'h [Field<'h>] {
+        self.fields
+    }
+
     /// The values of the fields with this name.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
         list::values(self.fields, name)
@@ -106,6 +111,18 @@ pub(in crate::protocol) fn append_field(out: &mut Vec<u8>, name: &str, value: &s
     }
 }
 
+/// Appends one field that was parsed or checked: its name is a token, and its value holds no control byte but tabs.
+pub(super) fn append_checked_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    debug_assert!(list::is_token(name.as_bytes()), "{name:?} is no field name");
+    debug_assert!(
+        !value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t'),
+        "{value:?} would end the field"
+    );
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
 /// Appends one field whose value is a number.
 pub(super) fn append_number_field(out: &mut Vec<u8>, name: &str, number: impl Display) {
     write!(out, "{name}: {number}\r\n").expect("a Vec takes every byte");
@@ -114,6 +131,7 @@ pub(super) fn append_number_field(out: &mut Vec<u8>, name: &str, number: impl Di
 /// The reason phrase of the status codes that are sent; empty for others, which RFC 9112 section 4 allows.
 pub(super) const fn reason_phrase(status: u16) -> &'static str {
     match status {
+        101 => "Switching Protocols",
         200 => "OK",
         301 => "Moved Permanently",
         302 => "Found",

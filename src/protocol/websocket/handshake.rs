@@ -1,6 +1,7 @@
 //! The opening handshake (RFC 6455 section 4): the one judgement of a request, and its acceptance.
 
 pub mod client;
+pub mod upstream;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha1::{Digest as _, Sha1};
@@ -204,14 +205,18 @@ fn check_subprotocols(fields: &[Field<'_>]) -> Result<(), Refusal> {
 fn check_extensions(fields: &[Field<'_>]) -> Result<(), Refusal> {
     let mut count = 0;
     for offer in list::list(fields, EXTENSIONS_FIELD) {
-        // The values of parameters are tokens even within quotes, so no semicolon hides in them.
-        let mut parts = offer.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        if !parts.next().is_some_and(list::is_token) || !parts.all(is_extension_parameter) {
-            return Err(BadRequest::ExtensionsMalformed.into());
-        }
+        extension_name(offer).ok_or(BadRequest::ExtensionsMalformed)?;
         count += 1;
     }
     if count == 0 { Err(BadRequest::ExtensionsMalformed.into()) } else { Ok(()) }
+}
+
+/// The name of an extension that keeps the grammar of RFC 6455 section 9.1, its parameters included.
+fn extension_name(extension: &[u8]) -> Option<&[u8]> {
+    // The values of parameters are tokens even within quotes, so no semicolon hides in them.
+    let mut parts = extension.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let name = parts.next().filter(|name| list::is_token(name))?;
+    parts.all(is_extension_parameter).then_some(name)
 }
 
 /// Whether this is `name`, `name=value` or `name="value"`, the value a token once its quotes and escapes are gone.

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::{EXTENSIONS_FIELD, SUBPROTOCOL_FIELD, accept_key, base64};
+use super::{EXTENSIONS_FIELD, SUBPROTOCOL_FIELD, accept_key, base64, extension_name};
 use crate::protocol::http::{
+    body::FramingFault,
     field_storage,
     refusal::Refusal,
     request::Version,
@@ -16,6 +17,9 @@ pub const RESPONSE_HEAD_SIZE_MAX: usize = 16_384;
 
 /// The most fields that a response head may have for [`ClientRequest::verify_response`].
 pub const RESPONSE_FIELD_COUNT_MAX: usize = 100;
+
+/// The most extensions that a response may choose. Each is compared with each that was offered, and there is one.
+const EXTENSION_COUNT_MAX: usize = 8;
 
 /// An opening handshake as a client sends it (RFC 6455 section 4.1).
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +65,10 @@ pub enum ResponseFault {
     Accept,
     /// A subprotocol that was not offered, or more than one.
     Subprotocol,
-    /// An extension, where none was offered.
+    /// An extension that was not offered, or that stands twice.
     Extension,
+    /// Another status than 101, with a body that cannot be passed on.
+    Framing(FramingFault),
 }
 
 impl<'a> ClientRequest<'a> {
@@ -96,41 +102,87 @@ impl<'a> ClientRequest<'a> {
         let head_size = match scan.scan(received) {
             Ok(Some(size)) => size,
             Ok(None) => return Ok(None),
-            Err(Refusal::HeadTooLarge | Refusal::TooManyFields | Refusal::TargetTooLong) => {
-                return Err(ResponseFault::TooLarge);
-            }
-            Err(_) => return Err(ResponseFault::Malformed),
+            Err(refusal) => return Err(ResponseFault::of_scan(refusal)),
         };
         let mut storage = field_storage();
         let head = ResponseHead::parse(&received[..head_size], &mut storage)
             .map_err(|_| ResponseFault::Malformed)?;
-        if head.version != Version::Http11 {
-            return Err(ResponseFault::Malformed);
-        }
         if head.status != 101 {
             return Err(ResponseFault::Status { status: head.status });
         }
-        if !only(head.values("upgrade")).is_some_and(|value| value.eq_ignore_ascii_case(b"websocket")) {
-            return Err(ResponseFault::Upgrade);
-        }
-        if !head.list("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade")) {
-            return Err(ResponseFault::Connection);
-        }
-        if only(head.values("sec-websocket-accept")) != Some(&accept_key(&base64::<24>(&self.key))) {
-            return Err(ResponseFault::Accept);
-        }
-        if head.values(EXTENSIONS_FIELD).next().is_some() {
-            return Err(ResponseFault::Extension);
-        }
-        let subprotocol = if head.values(SUBPROTOCOL_FIELD).next().is_some() {
-            let chosen = only(head.values(SUBPROTOCOL_FIELD)).ok_or(ResponseFault::Subprotocol)?;
-            let offered = self.subprotocols.iter().find(|offered| offered.as_bytes() == chosen);
-            Some(*offered.ok_or(ResponseFault::Subprotocol)?)
-        } else {
-            None
-        };
+        let is_offered = |chosen: &[u8]| self.subprotocols.iter().any(|offered| offered.as_bytes() == chosen);
+        let agreed = verify(&head, &base64::<24>(&self.key), is_offered, |_| false)?;
+        let subprotocol = agreed.subprotocol.and_then(|chosen| {
+            self.subprotocols.iter().copied().find(|offered| offered.as_bytes() == chosen)
+        });
         Ok(Some(Verified { head_size, subprotocol }))
     }
+}
+
+impl ResponseFault {
+    /// What it means for a response that [`HeadScan::scan`] refuses its head.
+    pub const fn of_scan(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::HeadTooLarge | Refusal::TooManyFields | Refusal::TargetTooLong => Self::TooLarge,
+            _ => Self::Malformed,
+        }
+    }
+}
+
+/// What a 101 agrees to.
+pub(super) struct Agreed<'h> {
+    /// The subprotocol, of those offered.
+    pub(super) subprotocol: Option<&'h [u8]>,
+    /// Whether there is an extension, of those offered.
+    pub(super) has_extensions: bool,
+}
+
+/// Verifies a response with status 101 to an opening handshake with this key (RFC 6455 section 4.1).
+pub(super) fn verify<'h>(
+    head: &ResponseHead<'h>,
+    key: &[u8],
+    is_subprotocol_offered: impl Fn(&[u8]) -> bool,
+    is_extension_offered: impl Fn(&[u8]) -> bool,
+) -> Result<Agreed<'h>, ResponseFault> {
+    debug_assert_eq!(head.status, 101, "other responses agree to nothing");
+    if head.version != Version::Http11 {
+        return Err(ResponseFault::Malformed);
+    }
+    if !only(head.values("upgrade")).is_some_and(|value| value.eq_ignore_ascii_case(b"websocket")) {
+        return Err(ResponseFault::Upgrade);
+    }
+    if !head.list("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade")) {
+        return Err(ResponseFault::Connection);
+    }
+    if only(head.values("sec-websocket-accept")) != Some(&accept_key(key)) {
+        return Err(ResponseFault::Accept);
+    }
+    let subprotocol = if head.values(SUBPROTOCOL_FIELD).next().is_some() {
+        let chosen = only(head.values(SUBPROTOCOL_FIELD)).ok_or(ResponseFault::Subprotocol)?;
+        if !is_subprotocol_offered(chosen) {
+            return Err(ResponseFault::Subprotocol);
+        }
+        Some(chosen)
+    } else {
+        None
+    };
+    let has_extensions = head.values(EXTENSIONS_FIELD).next().is_some();
+    if has_extensions {
+        let mut seen = [&b""[..]; EXTENSION_COUNT_MAX];
+        let mut count = 0;
+        for extension in head.list(EXTENSIONS_FIELD) {
+            let name = extension_name(extension).ok_or(ResponseFault::Extension)?;
+            if seen[..count].contains(&name) || !is_extension_offered(name) {
+                return Err(ResponseFault::Extension);
+            }
+            *seen.get_mut(count).ok_or(ResponseFault::Extension)? = name;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(ResponseFault::Extension);
+        }
+    }
+    Ok(Agreed { subprotocol, has_extensions })
 }
 
 impl fmt::Display for ResponseFault {
@@ -143,7 +195,8 @@ impl fmt::Display for ResponseFault {
             Self::Connection => "Connection in the response does not list Upgrade",
             Self::Accept => "Sec-WebSocket-Accept does not answer the key",
             Self::Subprotocol => "the server chose a subprotocol that was not offered",
-            Self::Extension => "the server chose an extension, and none was offered",
+            Self::Extension => "the server chose an extension that was not offered",
+            Self::Framing(fault) => return fault.fmt(formatter),
         })
     }
 }
@@ -227,6 +280,7 @@ mod tests {
             ("Protocol: chat", "Protocol: chat, superchat", ResponseFault::Subprotocol),
             ("Protocol: chat", "Protocol: chat\r\nSec-WebSocket-Protocol: chat", ResponseFault::Subprotocol),
             ("Protocol: chat", "Extensions: permessage-deflate", ResponseFault::Extension),
+            ("Protocol: chat", "Extensions:", ResponseFault::Extension),
         ] {
             let bad = good.replacen(from, to, 1);
             assert_ne!(bad, good);
