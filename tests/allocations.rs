@@ -12,6 +12,7 @@ const RULES: Rules = Rules {
     role: Role::Server,
     frame_size_max: 1 << 20,
     message_size_max: 1 << 20,
+    reserved_bits: 0,
     masker: ringway::protocol::websocket::mask::wide,
 };
 
@@ -68,7 +69,7 @@ fn a_walk_allocates_nothing_wherever_it_is_cut() {
     let allocations = count_allocations(|| {
         for size in 1..=received.len() {
             for piece in received.chunks(size) {
-                assert_eq!(walker.walk(&RULES, piece, &mut tally).end, None);
+                assert_eq!(walker.walk(&RULES, piece, &mut tally, |_| ()).end, None);
             }
         }
     });

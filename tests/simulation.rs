@@ -462,6 +462,7 @@ impl Peer {
                 role,
                 frame_size_max: FRAME_SIZE_MAX,
                 message_size_max: MESSAGE_SIZE_MAX,
+                reserved_bits: 0,
                 masker: ringway::protocol::websocket::mask::wide,
             },
             patience: plan.patience,

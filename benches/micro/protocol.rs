@@ -156,7 +156,13 @@ pub(crate) fn echo(criterion: &mut Criterion<CpuTime>) {
 
 /// What a server demands whose limits are the defaults.
 fn rules() -> Rules {
-    Rules { role: Role::Server, frame_size_max: 16 << 20, message_size_max: 16 << 20, masker: simd::masker() }
+    Rules {
+        role: Role::Server,
+        frame_size_max: 16 << 20,
+        message_size_max: 16 << 20,
+        reserved_bits: 0,
+        masker: simd::masker(),
+    }
 }
 
 /// As many repetitions of the alphabet as fit, filled up with ASCII.

@@ -131,6 +131,7 @@ impl Answers {
         role: Role::Client,
         frame_size_max: u64::MAX >> 1,
         message_size_max: u64::MAX >> 1,
+        reserved_bits: 0,
         masker: crate::protocol::websocket::mask::wide,
     };
 

@@ -69,6 +69,7 @@ fn converse(mut stream: TcpStream, behaviour: &Behaviour) {
         role: Role::Server,
         frame_size_max: 1 << 20,
         message_size_max: 1 << 20,
+        reserved_bits: 0,
         masker: crate::protocol::websocket::mask::wide,
     };
     let mut index = 0;

@@ -192,6 +192,7 @@ impl Place {
                 role: Role::Server,
                 frame_size_max: limits.frame_size_max as u64,
                 message_size_max: limits.message_size_max as u64,
+                reserved_bits: 0,
                 masker: simd::masker(),
             },
             patience: Patience {

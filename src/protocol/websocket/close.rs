@@ -27,6 +27,8 @@ impl CloseCode {
     pub const MESSAGE_TOO_BIG: Self = Self(1009);
     /// 1011: the endpoint met a condition it did not expect.
     pub const INTERNAL_ERROR: Self = Self(1011);
+    /// 1014: what stands behind this server broke off, or made no sense (registered with IANA, after RFC 6455).
+    pub const BAD_GATEWAY: Self = Self(1014);
     /// 1012: the service restarts.
     pub const SERVICE_RESTART: Self = Self(1012);
 

@@ -245,7 +245,7 @@ impl Endpoint {
         rules: &Rules,
         exchange: &mut Exchange<'_>,
     ) -> Result<(), Violation> {
-        self.sequence.admit(header, rules)?;
+        let _message_size = self.sequence.admit(header, rules)?;
         exchange.received.count(header);
         Ok(())
     }
@@ -352,6 +352,7 @@ mod tests {
         role: Role::Server,
         frame_size_max: 1 << 16,
         message_size_max: 1 << 16,
+        reserved_bits: 0,
         masker: crate::protocol::websocket::mask::wide,
     };
     const KEY: Option<[u8; 4]> = Some([0xa1, 0x02, 0xf3, 0x44]);

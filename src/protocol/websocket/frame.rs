@@ -11,7 +11,10 @@ pub const SERVER_HEADER_SIZE_MAX: usize = 10;
 pub const CONTROL_SIZE_MAX: usize = 125;
 
 const FIN: u8 = 0x80;
-const RESERVED_BITS: u8 = 0x70;
+/// The reserved bit that marks a compressed message, on its first frame alone (RFC 7692 section 6).
+pub const RSV1: u8 = 0x40;
+/// All reserved bits.
+pub const RESERVED_BITS: u8 = 0x70;
 const MASK: u8 = 0x80;
 
 /// One side of a WebSocket connection.
@@ -87,6 +90,8 @@ pub struct Rules {
     pub frame_size_max: u64,
     /// The largest message in bytes, all its fragments together.
     pub message_size_max: u64,
+    /// The reserved bits of a header's first byte to which an extension gave a meaning: [`RSV1`] for permessage-deflate.
+    pub reserved_bits: u8,
     /// What unmasks payloads, at the speed that this machine has.
     pub masker: Masker,
 }
@@ -114,11 +119,11 @@ impl Header {
     pub fn parse(bytes: &[u8], rules: &Rules) -> Result<Option<(Self, usize)>, Violation> {
         let [first, second, rest @ ..] = bytes else {
             return match bytes {
-                [first] => Self::parse_first(*first).map(|_| None),
+                [first] => Self::parse_first(*first, rules).map(|_| None),
                 _ => Ok(None),
             };
         };
-        let (fin, opcode) = Self::parse_first(*first)?;
+        let (fin, opcode) = Self::parse_first(*first, rules)?;
         match (rules.role, second & MASK != 0) {
             (Role::Server, false) => return Err(Violation::Unmasked),
             (Role::Client, true) => return Err(Violation::Masked),
@@ -206,13 +211,18 @@ impl Header {
 
     /// The rules that the first byte alone can break.
     #[inline]
-    fn parse_first(first: u8) -> Result<(bool, Opcode), Violation> {
+    fn parse_first(first: u8, rules: &Rules) -> Result<(bool, Opcode), Violation> {
         // RFC 6455 section 5.2: a reserved bit fails the connection unless an extension gave it a meaning.
-        if first & RESERVED_BITS != 0 {
+        let reserved = first & RESERVED_BITS;
+        if reserved & !rules.reserved_bits != 0 {
             return Err(Violation::ReservedBits);
         }
         let bits = first & 0x0f;
         let opcode = Opcode::from_bits(bits).ok_or(Violation::ReservedOpcode { opcode: bits })?;
+        // RFC 7692 section 6.1: only the first frame of a message is marked as compressed.
+        if reserved & RSV1 != 0 && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+            return Err(Violation::ReservedBits);
+        }
         let fin = first & FIN != 0;
         if opcode.is_control() && !fin {
             return Err(Violation::ControlFragmented);
@@ -229,14 +239,14 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Takes note of the next frame's header.
+    /// Takes note of the next frame's header, and returns the size of its message if it completes one.
     ///
     /// # Errors
     /// [`Violation::UnexpectedContinuation`], [`Violation::MessageInterrupted`] or [`Violation::MessageTooBig`].
     #[inline]
-    pub fn admit(&mut self, header: &Header, rules: &Rules) -> Result<(), Violation> {
+    pub fn admit(&mut self, header: &Header, rules: &Rules) -> Result<Option<u64>, Violation> {
         let before = match (header.opcode, self.unfinished) {
-            (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(()),
+            (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(None),
             (Opcode::Continuation, None) => return Err(Violation::UnexpectedContinuation),
             (Opcode::Text | Opcode::Binary, Some(_)) => return Err(Violation::MessageInterrupted),
             (Opcode::Continuation, Some(size)) => size,
@@ -248,7 +258,7 @@ impl Sequence {
             return Err(Violation::MessageTooBig { size, limit: rules.message_size_max });
         }
         self.unfinished = if header.fin { None } else { Some(size) };
-        Ok(())
+        Ok(header.fin.then_some(size))
     }
 
     /// Whether the next data frame begins a message.
@@ -306,6 +316,7 @@ mod tests {
         role: Role::Server,
         frame_size_max: 1 << 20,
         message_size_max: 1 << 20,
+        reserved_bits: 0,
         masker: crate::protocol::websocket::mask::wide,
     };
     const CLIENT: Rules = Rules { role: Role::Client, ..SERVER };
@@ -385,17 +396,37 @@ mod tests {
     fn control_frames_may_come_between_fragments() {
         let frame = |opcode, fin, payload_size| Header { fin, opcode, mask: None, payload_size };
         let mut sequence = Sequence::default();
-        assert_eq!(sequence.admit(&frame(Opcode::Text, false, 3), &SERVER), Ok(()));
-        assert_eq!(sequence.admit(&frame(Opcode::Ping, true, 3), &SERVER), Ok(()));
+        assert_eq!(sequence.admit(&frame(Opcode::Text, false, 3), &SERVER), Ok(None));
+        assert_eq!(sequence.admit(&frame(Opcode::Ping, true, 3), &SERVER), Ok(None));
         assert_eq!(
             sequence.admit(&frame(Opcode::Binary, true, 3), &SERVER),
             Err(Violation::MessageInterrupted)
         );
-        assert_eq!(sequence.admit(&frame(Opcode::Continuation, true, 3), &SERVER), Ok(()));
+        assert_eq!(sequence.admit(&frame(Opcode::Continuation, true, 3), &SERVER), Ok(Some(6)));
         assert_eq!(
             sequence.admit(&frame(Opcode::Continuation, true, 3), &SERVER),
             Err(Violation::UnexpectedContinuation)
         );
+    }
+
+    /// RFC 7692 section 6: RSV1 marks the first frame of a compressed message, where it was agreed on, and nothing else.
+    #[test]
+    fn a_reserved_bit_means_something_only_where_an_extension_says_so() {
+        let deflate = Rules { reserved_bits: RSV1, ..SERVER };
+        let any = Rules { reserved_bits: RESERVED_BITS, ..SERVER };
+        for (first, with_deflate, with_any) in [
+            (0xc1, true, true),
+            (0x42, true, true),
+            (0xc0, false, false),
+            (0xc9, false, false),
+            (0xa1, false, true),
+            (0x90, false, true),
+            (0x99, false, true),
+        ] {
+            let parse = |rules: &Rules| Header::parse(&[first, 0x80, 0, 0, 0, 0], rules).is_ok();
+            assert!(!parse(&SERVER), "{first:#x}");
+            assert_eq!((parse(&deflate), parse(&any)), (with_deflate, with_any), "{first:#x}");
+        }
     }
 
     #[test]
@@ -403,7 +434,7 @@ mod tests {
         let rules = Rules { message_size_max: 10, ..SERVER };
         let frame = |opcode, payload_size| Header { fin: false, opcode, mask: None, payload_size };
         let mut sequence = Sequence::default();
-        assert_eq!(sequence.admit(&frame(Opcode::Binary, 6), &rules), Ok(()));
+        assert_eq!(sequence.admit(&frame(Opcode::Binary, 6), &rules), Ok(None));
         assert_eq!(
             sequence.admit(&frame(Opcode::Continuation, 5), &rules),
             Err(Violation::MessageTooBig { size: 11, limit: 10 })

@@ -16,6 +16,7 @@ const REPLY_RULES: Rules = Rules {
     role: Role::Client,
     frame_size_max: 1 << 30,
     message_size_max: 1 << 30,
+    reserved_bits: 0,
     masker: crate::protocol::websocket::mask::wide,
 };
 
@@ -58,6 +59,7 @@ pub fn fuzz_frames(data: &[u8]) {
         role: if choice & 1 == 0 { Role::Server } else { Role::Client },
         frame_size_max: FRAME_SIZES_MAX[usize::from(choice >> 1 & 3)],
         message_size_max: MESSAGE_SIZES_MAX[usize::from(choice >> 3 & 3)],
+        reserved_bits: 0,
         masker: crate::protocol::websocket::mask::wide,
     };
     let mut random = Random(u64::from(*splits));
@@ -110,9 +112,10 @@ pub fn fuzz_close_payload(data: &[u8]) {
         role: Role::Server,
         frame_size_max: 125,
         message_size_max: 1,
+        reserved_bits: 0,
         masker: crate::protocol::websocket::mask::wide,
     };
-    let walked = Walker::new().walk(&rules, &received, &mut Tally::default());
+    let walked = Walker::new().walk(&rules, &received, &mut Tally::default(), |_| ());
     let mut exchange = Exchange::new(&mut received);
     let heard = Endpoint::new().receive(&rules, &mut exchange);
     let end = match outcome {
@@ -161,7 +164,7 @@ fn walk(
     while position < stream.len() && end.is_none() {
         let piece = &stream[position..];
         let piece = &piece[..next_size().min(piece.len())];
-        let walked = walker.walk(rules, piece, &mut tally);
+        let walked = walker.walk(rules, piece, &mut tally, |_| ());
         passed.extend_from_slice(walked.held.as_bytes());
         passed.extend_from_slice(&piece[..walked.pass]);
         position += piece.len();

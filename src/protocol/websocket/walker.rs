@@ -42,6 +42,9 @@ pub struct Walked {
     /// How many of the bytes may be passed on: all but the beginning of a header, or those before the frame that broke
     /// a rule, or up to the end of a Close.
     pub pass: usize,
+    /// Where among the bytes that may be passed on the last frame ends that does, so that a frame of our own may stand
+    /// there; `None` where none ends.
+    pub boundary: Option<usize>,
     /// How this direction ended, if it did.
     pub end: Option<WalkEnd>,
 }
@@ -66,12 +69,19 @@ impl Walker {
         self.missing == 0
     }
 
-    /// Walks the bytes of one read. After an end there is nothing more to walk.
-    pub fn walk(&mut self, rules: &Rules, bytes: &[u8], tally: &mut Tally) -> Walked {
-        let mut walked = Walked { held: Held::default(), pass: 0, end: None };
+    /// Walks the bytes of one read, and tells `on_message` the size of each message that it completes, as its headers
+    /// claim it. After an end there is nothing more to walk.
+    pub fn walk(
+        &mut self,
+        rules: &Rules,
+        bytes: &[u8],
+        tally: &mut Tally,
+        mut on_message: impl FnMut(u64),
+    ) -> Walked {
+        let mut walked = Walked { held: Held::default(), pass: 0, boundary: None, end: None };
         if self.held.size > 0 {
             let held = self.held;
-            match self.complete_held(rules, bytes, tally) {
+            match self.complete_held(rules, bytes, tally, &mut on_message) {
                 Ok(Some(taken)) => {
                     walked.held = held;
                     walked.pass = taken;
@@ -93,11 +103,15 @@ impl Walker {
                 return walked;
             }
             if let Some(PassingClose { code }) = self.close {
+                walked.boundary = Some(walked.pass);
                 walked.end = Some(WalkEnd::Close(code));
                 return walked;
             }
             let rest = &rest[payload_size..];
-            match self.begin_frame(rules, rest, tally) {
+            if walked.pass > 0 {
+                walked.boundary = Some(walked.pass);
+            }
+            match self.begin_frame(rules, rest, tally, &mut on_message) {
                 Ok(Some(size)) => walked.pass += size,
                 Ok(None) => {
                     self.held.extend(rest);
@@ -118,11 +132,12 @@ impl Walker {
         rules: &Rules,
         bytes: &[u8],
         tally: &mut Tally,
+        on_message: &mut impl FnMut(u64),
     ) -> Result<Option<usize>, Violation> {
         for (index, byte) in bytes.iter().enumerate() {
             self.held.extend(&[*byte]);
             let held = self.held;
-            if self.begin_frame(rules, held.as_bytes(), tally)?.is_some() {
+            if self.begin_frame(rules, held.as_bytes(), tally, on_message)?.is_some() {
                 self.held = Held::default();
                 return Ok(Some(index + 1));
             }
@@ -136,6 +151,7 @@ impl Walker {
         rules: &Rules,
         bytes: &[u8],
         tally: &mut Tally,
+        on_message: &mut impl FnMut(u64),
     ) -> Result<Option<usize>, Violation> {
         let Some((header, mut size)) = Header::parse(bytes, rules)? else { return Ok(None) };
         if header.opcode == Opcode::Close {
@@ -151,7 +167,9 @@ impl Walker {
             size += code_size;
             self.missing = header.payload_size - code_size as u64;
         } else {
-            self.sequence.admit(&header, rules)?;
+            if let Some(size) = self.sequence.admit(&header, rules)? {
+                on_message(size);
+            }
             self.missing = header.payload_size;
         }
         tally.count(&header);
@@ -192,9 +210,13 @@ mod tests {
         role: Role::Server,
         frame_size_max: 1 << 16,
         message_size_max: 1 << 16,
+        reserved_bits: 0,
         masker: crate::protocol::websocket::mask::wide,
     };
     const KEY: Option<[u8; 4]> = Some([9, 8, 7, 6]);
+
+    /// Where the frames of [`stream`] end.
+    const ENDS: [usize; 5] = [9, 15, 23, 331, 343];
 
     fn stream() -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -214,7 +236,15 @@ mod tests {
             let mut end = None;
             for piece in [&bytes[..first], &bytes[first..]] {
                 if end.is_none() {
-                    let walked = walker.walk(&RULES, piece, &mut tally);
+                    let walked = walker.walk(&RULES, piece, &mut tally, |_| ());
+                    let ends_whole = passed + walked.held.as_bytes().len() + walked.pass;
+                    if walker.is_between_frames() && walked.pass > 0 {
+                        assert_eq!(walked.boundary, Some(walked.pass), "split at {first}");
+                    }
+                    if let Some(boundary) = walked.boundary {
+                        let before = ends_whole - walked.pass + boundary;
+                        assert!(ENDS.contains(&before), "split at {first}: {before}");
+                    }
                     passed += walked.held.as_bytes().len() + walked.pass;
                     end = walked.end;
                 }
@@ -238,7 +268,7 @@ mod tests {
             for first in 0..bytes.len() {
                 let (mut walker, mut passed, mut end) = (Walker::new(), Vec::new(), None);
                 for piece in [&bytes[..first], &bytes[first..]] {
-                    let found = walker.walk(&RULES, piece, &mut Tally::default());
+                    let found = walker.walk(&RULES, piece, &mut Tally::default(), |_| ());
                     passed.extend_from_slice(found.held.as_bytes());
                     passed.extend_from_slice(&piece[..found.pass]);
                     end = found.end;
@@ -262,7 +292,7 @@ mod tests {
         ] {
             let mut bytes = Vec::new();
             append(&mut bytes, Opcode::Close, true, payload, KEY);
-            let walked = Walker::new().walk(&RULES, &bytes, &mut Tally::default());
+            let walked = Walker::new().walk(&RULES, &bytes, &mut Tally::default(), |_| ());
             assert_eq!(walked.end, Some(end));
         }
     }
