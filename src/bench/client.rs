@@ -82,7 +82,7 @@ impl Opened {
         timer.set(generator.after(OPEN_TIMEOUT));
         // The generator waits for the server's end before it closes, and then has nothing to lose by a reset; without
         // it, TIME-WAIT would keep ports from the connections that follow.
-        let connect = Connect { source, reset_on_close: true };
+        let connect = Connect { source, reset_on_close: true, ..Connect::default() };
         let stream = match timer.race(connect.to(target.address)).await {
             Some(connected) => connected.map_err(OpenFault::Connect)?,
             None => return Err(OpenFault::Late),
@@ -116,7 +116,7 @@ impl Opened {
             match stream.receive_now(&mut scratch) {
                 Received::Bytes(size) => received.extend_from_slice(&scratch[..size]),
                 Received::Nothing => continue,
-                Received::End => return Err(OpenFault::Gone),
+                Received::End | Received::Reset => return Err(OpenFault::Gone),
             }
             drop(scratch);
             if let Some(verified) = request.verify_response(&received).map_err(OpenFault::Response)? {
@@ -267,7 +267,7 @@ impl Client {
                 }
             }
             Received::Nothing => {}
-            Received::End => return Err(Fault::Gone),
+            Received::End | Received::Reset => return Err(Fault::Gone),
         }
         flush(&self.stream, &mut state.unsent)?;
         Ok(None)
@@ -315,7 +315,7 @@ impl Client {
                     }
                 }
                 Received::Nothing => return Err(Fault::Late),
-                Received::End => return Err(Fault::Gone),
+                Received::End | Received::Reset => return Err(Fault::Gone),
             }
             flush(&self.stream, &mut state.unsent)?;
         }
@@ -341,7 +341,7 @@ impl Client {
             }
             match self.stream.receive_now(&mut self.generator.scratch.lend()) {
                 Received::Bytes(_) | Received::Nothing => {}
-                Received::End => break,
+                Received::End | Received::Reset => break,
             }
         }
         self.stream.close_now();

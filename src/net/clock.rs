@@ -14,6 +14,12 @@ pub fn time_of_day() -> SystemTime {
     SystemTime::now()
 }
 
+/// The monotonic time in milliseconds, counted from the same moment on all threads.
+pub fn monotonic_ms() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(time.tv_sec * 1_000 + time.tv_nsec / 1_000_000).unwrap_or(0)
+}
+
 /// The processor time that the calling thread has used.
 pub fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

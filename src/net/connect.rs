@@ -1,15 +1,17 @@
-//! Connecting to another machine.
+//! Connecting to another machine, or to a process of this one.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::stream::Stream;
 
-/// How a connection is made and left.
+/// How a connection is made, kept and left.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Connect {
     /// The address to come from; by default the kernel chooses. One address has some 28,000 ports for one destination.
@@ -17,6 +19,21 @@ pub struct Connect {
     /// Whether closing resets, so that neither side keeps the connection in TIME-WAIT. What was sent may then be lost:
     /// it is for those who have waited for the peer's end.
     pub reset_on_close: bool,
+    /// Whether the kernel looks after a silent peer, and ends the connection where that is gone.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// How a peer is looked after that says nothing, or does not acknowledge.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepAlive {
+    /// The silence after which it is probed.
+    pub after: Duration,
+    /// From one probe to the next.
+    pub interval: Duration,
+    /// How many probes may go unanswered.
+    pub probes: u32,
+    /// How long what was sent may go unacknowledged.
+    pub acknowledge_within: Duration,
 }
 
 impl Connect {
@@ -31,17 +48,63 @@ impl Connect {
         if self.reset_on_close {
             socket.set_linger(Some(Duration::ZERO))?;
         }
+        if let Some(keep_alive) = self.keep_alive {
+            keep_alive.set(&socket)?;
+        }
         if let Some(source) = self.source {
+            // A port is found once the destination is known, so that each destination has all ports of the source.
+            bind_without_port(&socket)?;
             socket.bind(&SocketAddr::new(source, 0).into())?;
         }
-        match socket.connect(&address.into()) {
-            Ok(()) => return Stream::new(socket.into()),
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::INPROGRESS) => {}
-            Err(error) => return Err(error),
-        }
-        let stream = Stream::new(socket.into())?;
-        stream.writable().await?;
-        stream.take_error()?;
-        Ok(stream)
+        connect(socket, &address.into()).await
+    }
+
+    /// Connects to the Unix socket at `path`; of the options none applies.
+    ///
+    /// # Errors
+    /// What `connect(2)` reports, or a path that is longer than such an address may be.
+    pub async fn to_unix(self, path: &Path) -> io::Result<Stream> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        connect(socket, &SockAddr::unix(path)?).await
+    }
+}
+
+async fn connect(socket: Socket, address: &SockAddr) -> io::Result<Stream> {
+    match socket.connect(address) {
+        Ok(()) => return Stream::new(socket.into()),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let stream = Stream::new(socket.into())?;
+    stream.writable().await?;
+    stream.take_error()?;
+    Ok(stream)
+}
+
+/// Lets `bind` leave the port to `connect`.
+fn bind_without_port(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).expect("the size of an integer");
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the option's value is an integer that is
+    // read before the call returns.
+    #[allow(unsafe_code, reason = "neither rustix nor socket2 has this option")]
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl KeepAlive {
+    fn set(self, socket: &Socket) -> io::Result<()> {
+        let keepalive =
+            TcpKeepalive::new().with_time(self.after).with_interval(self.interval).with_retries(self.probes);
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(self.acknowledge_within))
     }
 }

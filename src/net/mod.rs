@@ -10,6 +10,7 @@ pub mod heap;
 pub mod limits;
 pub mod listen;
 pub mod pool;
+pub mod random;
 pub mod scratch;
 pub mod simd;
 pub mod stream;

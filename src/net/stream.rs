@@ -1,10 +1,13 @@
 //! A client's byte stream.
 
+use std::future::poll_fn;
 use std::io;
 use std::mem;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
+use std::task::Poll;
 
 use monoio::buf::IoBuf;
 use monoio::io::{CancelHandle, Canceller};
@@ -31,8 +34,10 @@ pub enum Received {
     Bytes(usize),
     /// Nothing yet.
     Nothing,
-    /// The peer sends nothing more: end of file or a reset.
+    /// The peer sends nothing more.
     End,
+    /// The connection is broken off: the peer reset it, or is taken for dead.
+    Reset,
 }
 
 /// The peer cannot be written to any more: it reset the connection, or we cut it.
@@ -63,11 +68,44 @@ impl Cancel {
             }
             match wait_on() {
                 Some(deadline) => timer.set(deadline),
-                None => {
-                    self.canceller = mem::take(&mut self.canceller).cancel();
-                    return operation.await;
-                }
+                None => return self.end(operation).await,
             }
+        }
+    }
+
+    /// Runs an operation that has this canceller's handle until it is done, or `must_stop`, which is asked whenever the
+    /// task is woken.
+    async fn run_until<F: Future>(
+        &mut self,
+        mut operation: Pin<&mut F>,
+        mut must_stop: impl FnMut() -> bool,
+    ) -> F::Output {
+        let output = poll_fn(|context| match operation.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if must_stop() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        match output.await {
+            Some(output) => output,
+            None => self.end(operation).await,
+        }
+    }
+
+    /// Cancels the operation, and waits for what became of it.
+    async fn end<F: Future>(&mut self, operation: Pin<&mut F>) -> F::Output {
+        self.canceller = mem::take(&mut self.canceller).cancel();
+        operation.await
+    }
+}
+
+impl Received {
+    /// What an operation of the ring found.
+    fn of(outcome: io::Result<usize>) -> Self {
+        match outcome {
+            Ok(0) => Self::End,
+            Ok(size) => Self::Bytes(size),
+            Err(error) if error.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) => Self::Nothing,
+            Err(_) => Self::Reset,
         }
     }
 }
@@ -106,7 +144,7 @@ impl Stream {
                 Ok((size, _)) => Received::Bytes(size),
                 Err(Errno::AGAIN) => Received::Nothing,
                 Err(Errno::INTR) => continue,
-                Err(_) => Received::End,
+                Err(_) => Received::Reset,
             };
         }
     }
@@ -133,7 +171,7 @@ impl Stream {
     /// Once the deadline has passed, `wait_on` is asked for the next one; where there is none the operation is
     /// cancelled, and its outcome awaited: bytes that came at the last moment are not lost.
     pub async fn receive(
-        &mut self,
+        &self,
         buffer: Buffer,
         cancel: &mut Cancel,
         timer: &Timer,
@@ -141,13 +179,35 @@ impl Stream {
     ) -> (Received, Buffer) {
         let operation = pin!(self.descriptor.receive(buffer, cancel.handle()));
         let (outcome, buffer) = cancel.run(operation, timer, wait_on).await;
-        let received = match outcome {
-            Ok(0) => Received::End,
-            Ok(size) => Received::Bytes(size),
-            Err(error) if error.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) => Received::Nothing,
-            Err(_) => Received::End,
-        };
-        (received, buffer)
+        (Received::of(outcome), buffer)
+    }
+
+    /// Receives through the ring until `must_stop`, which is asked whenever the task is woken; otherwise as
+    /// [`Self::receive`].
+    pub async fn receive_until(
+        &self,
+        buffer: Buffer,
+        cancel: &mut Cancel,
+        must_stop: impl FnMut() -> bool,
+    ) -> (Received, Buffer) {
+        let operation = pin!(self.descriptor.receive(buffer, cancel.handle()));
+        let (outcome, buffer) = cancel.run_until(operation, must_stop).await;
+        (Received::of(outcome), buffer)
+    }
+
+    /// Sends a range of the buffer through the ring for as long as it takes, and returns how many bytes were sent: at
+    /// least one.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn send_patiently(
+        &self,
+        buffer: Buffer,
+        range: Range<usize>,
+        cancel: &Cancel,
+    ) -> (Result<usize, Gone>, Buffer) {
+        let (outcome, bytes) = self.descriptor.send(buffer.slice(range), cancel.handle()).await;
+        (outcome.map_err(|_| Gone), bytes.into_inner())
     }
 
     /// Sends a range of the buffer through the ring, and returns how many bytes were sent: at least one.
@@ -158,7 +218,7 @@ impl Stream {
     /// # Errors
     /// [`Gone`], also where the send was cancelled.
     pub async fn send(
-        &mut self,
+        &self,
         buffer: Buffer,
         range: Range<usize>,
         cancel: &mut Cancel,
@@ -168,6 +228,23 @@ impl Stream {
         let operation = pin!(self.descriptor.send(buffer.slice(range), cancel.handle()));
         let (outcome, bytes) = cancel.run(operation, timer, wait_on).await;
         (outcome.map_err(|_| Gone), bytes.into_inner())
+    }
+
+    /// What a receive would find, of which nothing is taken: of bytes, one is told.
+    pub fn peek_now(&self) -> Received {
+        let mut byte = [0; 1];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        match rustix::net::recv(self.descriptor.as_fd(), &mut byte[..], flags) {
+            Ok((0, _)) => Received::End,
+            Ok((size, _)) => Received::Bytes(size),
+            Err(Errno::AGAIN | Errno::INTR) => Received::Nothing,
+            Err(_) => Received::Reset,
+        }
+    }
+
+    /// The peer's address; `None` where it has none, or is gone already.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        rustix::net::getpeername(self.descriptor.as_fd()).ok()?.and_then(|address| address.try_into().ok())
     }
 
     /// The error that the socket keeps, which is how an attempt to connect tells its outcome; it is told once.

@@ -83,7 +83,7 @@ impl Client {
         while resources.phase() != Phase::Cutting && resources.timers.now() < deadline {
             match self.stream.receive_now(&mut resources.scratch.lend()) {
                 Received::Bytes(_) | Received::Nothing => {}
-                Received::End => return,
+                Received::End | Received::Reset => return,
             }
             self.timer.set(deadline);
             let _ = self.wait().await;

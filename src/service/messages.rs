@@ -16,7 +16,6 @@ use crate::metrics::{Direction, End, FrameKind, Initiator, PortCells};
 use crate::net::clock;
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received};
-use crate::net::turn;
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::endpoint::{Endpoint, Event};
 use crate::protocol::websocket::exchange::{Exchange, Outgoing, Payload};
@@ -149,10 +148,7 @@ impl Messages {
             if let Some(end) = end {
                 return end;
             }
-            if self.place.resources().must_give_way() {
-                // Boxed like all that is rare: on a ring it never happens.
-                Box::pin(turn::after_others()).await;
-            }
+            self.place.resources().give_way().await;
         }
     }
 
@@ -176,7 +172,7 @@ impl Messages {
                 }
             }
             Received::Nothing => Turn::Wait,
-            Received::End => Turn::Next(Next::End(End::ClientGone)),
+            Received::End | Received::Reset => Turn::Next(Next::End(End::ClientGone)),
         }
     }
 
@@ -383,7 +379,7 @@ impl Messages {
         let size = match self.client.stream.receive_now(&mut scratch) {
             Received::Bytes(size) => size,
             Received::Nothing => return Awaited::Nothing,
-            Received::End => return Awaited::Gone,
+            Received::End | Received::Reset => return Awaited::Gone,
         };
         let cells = self.place.cells();
         cells.wire_bytes(Direction::Received).add(size as u64);

@@ -10,10 +10,11 @@ use crate::config::{Limits, Service};
 use crate::metrics::{PortCells, ShardCells};
 use crate::net::driver::Driver;
 use crate::net::pool::Pool;
+use crate::net::random::Random;
 use crate::net::scratch::Scratch;
 use crate::net::simd;
 use crate::net::timers::{TICKS_PER_S, Tick, Timers, ticks};
-use crate::net::turn;
+use crate::net::turn::{AfterOthers, Turnstile};
 use crate::protocol::websocket::frame::{Role, Rules};
 use crate::protocol::websocket::keepalive::Patience;
 use crate::protocol::websocket::rate::Rates;
@@ -54,6 +55,10 @@ pub struct Resources {
     pub scratch: Scratch,
     /// Buffers for busy connections; `None` where there is no ring that could hold one.
     pub pool: Option<Pool>,
+    /// Where tasks give way to each other; kept where a wait may end without others having had their turn.
+    pub turnstile: Turnstile,
+    /// Masking keys, and ids of requests.
+    pub random: Random,
     /// The shard's own counters.
     pub cells: Arc<ShardCells>,
     phase: Cell<Phase>,
@@ -71,6 +76,8 @@ impl Resources {
             timers: Timers::new(),
             scratch: Scratch::new(),
             pool: (driver == Driver::IoUring).then(Pool::default),
+            turnstile: Turnstile::default(),
+            random: Random::new(),
             cells,
             phase: Cell::new(Phase::Serving),
             lingering: Cell::new(0),
@@ -79,16 +86,9 @@ impl Resources {
         })
     }
 
-    /// Whether a wait may end without other tasks having had their turn.
-    pub fn must_give_way(&self) -> bool {
-        self.pool.is_none()
-    }
-
     /// Lets other tasks have their turn, where a wait may end without.
-    pub async fn give_way(&self) {
-        if self.must_give_way() {
-            turn::after_others().await;
-        }
+    pub fn give_way(&self) -> AfterOthers<'_> {
+        self.turnstile.after_others()
     }
 
     /// Whether a busy connection would get a buffer.

@@ -161,8 +161,8 @@ impl Connection {
                 }
             }
             Received::Nothing => Step::Wait,
-            Received::End if self.has_answered => Step::Gone(End::HttpDone),
-            Received::End => Step::Gone(End::ClientGone),
+            Received::End | Received::Reset if self.has_answered => Step::Gone(End::HttpDone),
+            Received::End | Received::Reset => Step::Gone(End::ClientGone),
         }
     }
 

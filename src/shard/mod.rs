@@ -117,6 +117,7 @@ struct Shard {
     acceptors: Vec<(Rc<Table>, Acceptor)>,
     inbox: mailbox::BoundInbox,
     ticks: Counted,
+    driver: Driver,
 }
 
 impl Shard {
@@ -134,7 +135,7 @@ impl Shard {
             let table = Table::new(&setup.config, &router, listener.port_index, port);
             acceptors.push((table, Acceptor::new(listener.socket, driver)?));
         }
-        Ok(Self { resources, acceptors, inbox: setup.inbox.bind()?, ticks: Counted::ticks(TICK)? })
+        Ok(Self { resources, acceptors, inbox: setup.inbox.bind()?, ticks: Counted::ticks(TICK)?, driver })
     }
 
     /// Serves until it has been drained.
@@ -145,6 +146,10 @@ impl Shard {
             monoio::spawn(accept::accept(table, acceptor, Rc::clone(&reserve)));
         }
         monoio::spawn(sweep(Rc::clone(&self.resources), self.ticks));
+        if self.driver == Driver::Epoll {
+            let resources = Rc::clone(&self.resources);
+            monoio::spawn(async move { resources.turnstile.keep().await });
+        }
         monoio::spawn(read_mail(Rc::clone(&self.resources), self.inbox));
         self.resources.vacated().await;
     }
@@ -165,6 +170,7 @@ async fn sweep(resources: Rc<Resources>, ticks: Counted) {
         if let Some(pool) = &resources.pool {
             pool.shrink();
         }
+        resources.scratch.shrink();
     }
 }
 

@@ -41,7 +41,7 @@ impl Messages {
             let size = match received {
                 Received::Bytes(size) => size,
                 Received::Nothing => break Turn::Wait,
-                Received::End => break Turn::Next(Next::End(End::ClientGone)),
+                Received::End | Received::Reset => break Turn::Next(Next::End(End::ClientGone)),
             };
             let (outgoing, next) = self.answer(&mut buffer[..size]);
             let turn;
