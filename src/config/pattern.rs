@@ -1,8 +1,8 @@
 //! What a route's `host`, `ports` and `path` may say, and which requests each of them matches.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::net::Ipv6Addr;
+use std::fmt::{self, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::path::{self, PathFault};
 
@@ -19,6 +19,9 @@ pub enum HostPattern {
 }
 
 impl HostPattern {
+    /// Characters of a name at most (RFC 1035 section 2.3.4, without the length of the first label and the root's).
+    pub const NAME_SIZE_MAX: usize = 253;
+
     /// Parses `*`, `*.` followed by a name, a name, or an address (IPv6 with or without brackets).
     ///
     /// # Errors
@@ -29,6 +32,8 @@ impl HostPattern {
         }
         if let Some(name) = text.strip_prefix("*.") {
             check_name(name)?;
+            // With the shortest label before it it has to be a name, too.
+            check_name(&format!("a.{name}"))?;
             return Ok(Self::Wildcard(format!(".{}", canonical_host(name).to_ascii_lowercase())));
         }
         let host = canonical_host(text);
@@ -52,15 +57,6 @@ impl HostPattern {
                 })
             }
             Self::Exact(name) => host.eq_ignore_ascii_case(name),
-        }
-    }
-
-    /// How narrow the pattern is: exact, then the longer wildcard, then any.
-    pub(crate) fn specificity(&self) -> (u8, usize) {
-        match self {
-            Self::Any => (0, 0),
-            Self::Wildcard(suffix) => (1, suffix.len()),
-            Self::Exact(_) => (2, 0),
         }
     }
 }
@@ -99,8 +95,11 @@ pub enum HostFault {
     NotAscii,
     /// A label that is empty, longer than 63 characters, or holds what no host name holds.
     Label,
-    /// More than 253 characters.
+    /// More than 253 characters, with a label in place of a `*`.
     TooLong,
+    /// It ends in a number as an IPv4 address does, or stands in brackets as an IPv6 address does, and is none. No name
+    /// ends so (RFC 3696 section 2).
+    NotAnAddress,
 }
 
 impl fmt::Display for HostFault {
@@ -112,6 +111,7 @@ impl fmt::Display for HostFault {
             Self::NotAscii => "on the wire such a name is written in ASCII, as xn--…",
             Self::Label => "it has a label that is empty, too long, or not of letters, digits, - and _",
             Self::TooLong => "it is longer than 253 characters",
+            Self::NotAnAddress => "it looks like an address and is none",
         })
     }
 }
@@ -131,14 +131,21 @@ pub(super) fn check_name(name: &str) -> Result<(), HostFault> {
     if name.contains('*') {
         return Err(HostFault::Star);
     }
-    if name.len() > 253 {
+    if name.len() > HostPattern::NAME_SIZE_MAX {
         return Err(HostFault::TooLong);
     }
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
-    if name.split('.').all(is_label) { Ok(()) } else { Err(HostFault::Label) }
+    if !name.split('.').all(is_label) {
+        return Err(HostFault::Label);
+    }
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    if name.rsplit('.').next().is_some_and(is_number) && name.parse::<Ipv4Addr>().is_err() {
+        return Err(HostFault::NotAnAddress);
+    }
+    Ok(())
 }
 
 /// The paths that a route answers for, in the canonical form of [`path::canonical`].
@@ -187,26 +194,46 @@ impl PathPattern {
         }
     }
 
-    /// How narrow the pattern is: exact, then the longer prefix.
-    pub(crate) fn specificity(&self) -> (u8, usize) {
-        match self {
-            Self::Prefix(prefix) => (0, prefix.len()),
-            Self::Exact(_) => (1, 0),
+    /// The path in `to` that `path` becomes, which is one of these, spelled as it came and without its query.
+    ///
+    /// What stands below a prefix keeps its spelling: "/chat/*" to "/v2/*" makes "/v2/%7Ex" of "/%63hat/%7Ex", and "/v2" of
+    /// "/chat"; to "/*" it makes "/%7Ex" and "/". What becomes an exact path is that path.
+    pub fn rewrite(&self, path: &str, to: &Self) -> String {
+        let mut rewritten = to.stem();
+        if let (Self::Prefix(from), Self::Prefix(_)) = (self, to) {
+            let mut below = path.as_bytes();
+            for _ in from {
+                // An escape stands for one byte.
+                let size = if below.first() == Some(&b'%') { 3 } else { 1 };
+                below = below.get(size..).unwrap_or_default();
+            }
+            rewritten.push_str(&path[path.len() - below.len()..]);
+            if rewritten.is_empty() {
+                rewritten.push('/');
+            }
         }
+        rewritten
+    }
+
+    /// The exact path, or the prefix without its `/*`: all but plain characters escaped.
+    fn stem(&self) -> String {
+        let (Self::Exact(path) | Self::Prefix(path)) = self;
+        let mut stem = String::with_capacity(path.len());
+        for &byte in path {
+            if byte.is_ascii_alphanumeric() || b"/-._~!$&'()+,;=:@".contains(&byte) {
+                stem.push(char::from(byte));
+            } else {
+                write!(stem, "%{byte:02X}").expect("a string takes every write");
+            }
+        }
+        stem
     }
 }
 
 impl fmt::Display for PathPattern {
-    /// Writes the pattern so that [`PathPattern::parse`] reads it again: all but plain characters escaped.
+    /// Writes the pattern so that [`PathPattern::parse`] reads it again.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Exact(path) | Self::Prefix(path)) = self;
-        for &byte in path {
-            if byte.is_ascii_alphanumeric() || b"/-._~!$&'()+,;=:@".contains(&byte) {
-                write!(formatter, "{}", char::from(byte))?;
-            } else {
-                write!(formatter, "%{byte:02X}")?;
-            }
-        }
+        formatter.write_str(&self.stem())?;
         match self {
             Self::Exact(_) => Ok(()),
             Self::Prefix(_) => formatter.write_str("/*"),
@@ -285,6 +312,7 @@ mod tests {
     #[test]
     fn a_host_that_no_request_could_name_is_a_fault() {
         let long = format!("{}com", "a.".repeat(126));
+        let long_below = format!("*.a{}", &long[4..]);
         let cases = [
             ("", HostFault::Empty),
             ("*.", HostFault::Empty),
@@ -298,6 +326,11 @@ mod tests {
             ("a b", HostFault::Label),
             ("[::1", HostFault::NotOnlyAHost),
             (&long, HostFault::TooLong),
+            (&long_below, HostFault::TooLong),
+            ("192.0.2.256", HostFault::NotAnAddress),
+            ("192.0.02.1", HostFault::NotAnAddress),
+            ("192.0.2", HostFault::NotAnAddress),
+            ("*.192.0.2.1", HostFault::NotAnAddress),
         ];
         for (text, fault) in cases {
             assert_eq!(HostPattern::parse(text), Err(fault), "{text}");
@@ -345,6 +378,29 @@ mod tests {
         ];
         for (text, fault) in cases {
             assert_eq!(PathPattern::parse(text), Err(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_rewritten_below_its_prefix_in_its_own_spelling() {
+        let cases = [
+            ("/chat/*", "/v2/*", "/chat/x/y", "/v2/x/y"),
+            ("/chat/*", "/v2/*", "/chat/", "/v2/"),
+            ("/chat/*", "/v2/*", "/chat", "/v2"),
+            ("/chat/*", "/v2/*", "/%63h%61t/%7Ex%41", "/v2/%7Ex%41"),
+            ("/caf%C3%A9/*", "/caf%C3%A9s/*", "/café/é", "/caf%C3%A9s/é"),
+            ("/chat/*", "/*", "/chat/x", "/x"),
+            ("/chat/*", "/*", "/chat/", "/"),
+            ("/chat/*", "/*", "/chat", "/"),
+            ("/*", "/v2/*", "/", "/v2/"),
+            ("/*", "/v2/*", "/chat", "/v2/chat"),
+            ("/*", "/*", "/%63hat", "/%63hat"),
+            ("/chat", "/v2", "/ch%61t", "/v2"),
+            ("/chat", "/a%20b", "/chat", "/a%20b"),
+        ];
+        for (from, to, path, expected) in cases {
+            let (from, to) = (PathPattern::parse(from).unwrap(), PathPattern::parse(to).unwrap());
+            assert_eq!(from.rewrite(path, &to), expected, "{from} to {to}: {path}");
         }
     }
 

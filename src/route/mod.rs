@@ -4,45 +4,40 @@
 //! longest prefix. Where a host's paths do not fit, the next best host is tried. The order of the file means nothing:
 //! a configuration in which two routes could win is a faulty one.
 
+mod paths;
 pub mod policy;
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::config::{Config, HostPattern, PathPattern, path, pattern};
+use crate::config::{Config, HostPattern, Route, path, pattern};
+use paths::Paths;
 
 /// Finds routes.
 #[derive(Clone, Debug)]
 pub struct Router {
-    /// For each port the routes it is in, the narrowest first, so that the first that matches is the one.
-    by_port: Vec<Vec<Entry>>,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    host: HostPattern,
-    path: PathPattern,
-    route_index: usize,
+    /// Ports that are in the same routes share one.
+    hosts: Vec<Hosts>,
+    /// For each port the index of its hosts.
+    by_port: Vec<usize>,
 }
 
 impl Router {
     /// The router of a configuration.
     pub fn new(config: &Config) -> Self {
-        let entries_of = |port_index| {
-            let mut entries: Vec<Entry> = config
-                .routes
-                .iter()
-                .enumerate()
-                .filter(|(_, route)| route.ports.contains(port_index))
-                .map(|(route_index, route)| Entry {
-                    host: route.host.clone(),
-                    path: route.path.clone(),
-                    route_index,
-                })
-                .collect();
-            entries.sort_by_key(|entry| Reverse((entry.host.specificity(), entry.path.specificity())));
-            entries
-        };
-        Self { by_port: (0..config.ports.len()).map(entries_of).collect() }
+        let mut router = Self { hosts: Vec::new(), by_port: Vec::with_capacity(config.ports.len()) };
+        let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
+        for port_index in 0..config.ports.len() {
+            let is_here = |&index: &usize| config.routes[index].ports.contains(port_index);
+            let route_indices: Vec<usize> = (0..config.routes.len()).filter(is_here).collect();
+            let hosts_index = *known.entry(route_indices).or_insert_with_key(|route_indices| {
+                router.hosts.push(Hosts::new(&config.routes, route_indices));
+                router.hosts.len() - 1
+            });
+            router.by_port.push(hosts_index);
+        }
+        router
     }
 
     /// The index in [`Config::routes`] of the route for a request at the port of this index.
@@ -50,17 +45,74 @@ impl Router {
     /// `host` has no port, may be of any case, in brackets if it is an IPv6 address, and empty if the request named none;
     /// `path` is as it came, without the query. Paths are compared in their canonical form ([`path::canonical`]); one
     /// that has none has no route, so that no spelling of a path reaches another route than the path itself. Work is
-    /// linear in the routes of the port; memory is taken only for a path with escapes.
+    /// linear in the wildcards of the port and in the size of the path. Memory is taken for a path with escapes, an IPv6
+    /// address, and a path in a tree that lies within another route's tree.
     ///
     /// # Panics
     /// Where the index is not one of [`Config::ports`].
     pub fn find(&self, port_index: usize, host: &str, path: &str) -> Option<usize> {
-        let path = path::canonical(path).ok()?;
-        let host = pattern::canonical_host(host);
-        self.by_port[port_index]
-            .iter()
-            .find(|entry| entry.host.matches(&host) && entry.path.matches(&path))
-            .map(|entry| entry.route_index)
+        let path = match path::canonical(path).ok()? {
+            Cow::Borrowed(_) => Cow::Borrowed(path),
+            Cow::Owned(path) => Cow::Owned(paths::text(&path).into_owned()),
+        };
+        self.hosts[self.by_port[port_index]].find(&pattern::canonical_host(host), &path)
+    }
+}
+
+/// The hosts of a port, and the paths of each.
+#[derive(Clone, Debug, Default)]
+struct Hosts {
+    /// By name, in lower case.
+    exact: HashMap<Box<[u8]>, Paths>,
+    /// The longest first.
+    wildcards: Vec<(HostPattern, Paths)>,
+    any: Paths,
+}
+
+impl Hosts {
+    /// Those of the routes with these indices.
+    fn new(routes: &[Route], route_indices: &[usize]) -> Self {
+        // By the host's text, in the order of which nothing depends on a hash.
+        let mut by_host: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for &index in route_indices {
+            by_host.entry(routes[index].host.to_string()).or_default().push(index);
+        }
+        let mut hosts = Self::default();
+        for indices in by_host.into_values() {
+            let patterns: Vec<_> = indices.iter().map(|&index| (&routes[index].path, index)).collect();
+            let paths = Paths::new(&patterns);
+            match &routes[indices[0]].host {
+                HostPattern::Exact(name) => {
+                    hosts.exact.insert(name.as_bytes().into(), paths);
+                }
+                wildcard @ HostPattern::Wildcard(_) => hosts.wildcards.push((wildcard.clone(), paths)),
+                HostPattern::Any => hosts.any = paths,
+            }
+        }
+        hosts.wildcards.sort_by_key(|(wildcard, _)| match wildcard {
+            HostPattern::Wildcard(suffix) => Reverse(suffix.len()),
+            HostPattern::Any | HostPattern::Exact(_) => unreachable!("wildcards alone are here"),
+        });
+        hosts
+    }
+
+    /// The route of a canonical host, in any case, and of the text of a canonical path.
+    fn find(&self, host: &str, path: &str) -> Option<usize> {
+        let exact = self.exact_paths(host).and_then(|paths| paths.find(path));
+        let wildcard = || {
+            let mut matching = self.wildcards.iter().filter(|(wildcard, _)| wildcard.matches(host));
+            matching.find_map(|(_, paths)| paths.find(path))
+        };
+        exact.or_else(wildcard).or_else(|| self.any.find(path))
+    }
+
+    fn exact_paths(&self, host: &str) -> Option<&Paths> {
+        // No name of a route is longer than the buffer.
+        let mut buffer = [0; HostPattern::NAME_SIZE_MAX];
+        let name = buffer.get_mut(..host.len()).filter(|_| !self.exact.is_empty())?;
+        name.copy_from_slice(host.as_bytes());
+        name.make_ascii_lowercase();
+        self.exact.get(&*name)
     }
 }
 
@@ -70,6 +122,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::PathPattern;
 
     /// A router over ports 80 and 81, and the names of its routes.
     fn router(routes: &str) -> (Router, Vec<String>) {
@@ -226,6 +279,97 @@ mod tests {
             };
             assert_eq!(names[found], expected, "seed {seed}: {spelled} for {meant}");
         }
+    }
+
+    /// The index of the narrowest route that matches, found by looking at all of them.
+    fn narrowest(config: &Config, port_index: usize, host: &str, path: &str) -> Option<usize> {
+        let path = path::canonical(path).ok()?;
+        let host = pattern::canonical_host(host);
+        let width = |route: &Route| {
+            let host = match &route.host {
+                HostPattern::Exact(_) => (0, 0),
+                HostPattern::Wildcard(suffix) => (1, usize::MAX - suffix.len()),
+                HostPattern::Any => (2, 0),
+            };
+            let path = match &route.path {
+                PathPattern::Exact(_) => (0, 0),
+                PathPattern::Prefix(prefix) => (1, usize::MAX - prefix.len()),
+            };
+            (host, path)
+        };
+        let matches = |route: &Route| {
+            route.ports.contains(port_index) && route.host.matches(&host) && route.path.matches(&path)
+        };
+        let matching = config.routes.iter().enumerate().filter(|(_, route)| matches(route));
+        matching.min_by_key(|(_, route)| width(route)).map(|(index, _)| index)
+    }
+
+    #[test]
+    fn the_route_found_is_the_narrowest_of_all_that_match() {
+        const HOSTS: &[&str] =
+            &["a", "b.a", "c.b.a", "d.c.b.a", "A.b.A", "xa", "x.xa", "[::1]", "[0::1]", "192.0.2.1", ""];
+        const SEGMENTS: &[&str] = &[
+            "", "a", "b", "ab", "A", "{x}", "{", "a}", "%7Bx%7D", "é", "%C3%A9", "%FF", "%C3", "%25FF", ":x",
+        ];
+        const PORTS: &[&str] = &["", "ports = [80]\n", "ports = [81]\n"];
+        let mut found_count = 0;
+        for seed in 1..=500_u64 {
+            let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let path = |random: &mut Random, lengths: usize| {
+                let mut path = String::new();
+                for _ in 0..=random.below(lengths) {
+                    path.push('/');
+                    path.push_str(SEGMENTS[random.below(SEGMENTS.len())]);
+                }
+                path
+            };
+            let mut text = "[[port]]\nnumber = 80\n[[port]]\nnumber = 81\n".to_owned();
+            let mut taken = Vec::new();
+            for name in 0..random.below(40) {
+                let host = match (random.below(4), HOSTS[random.below(HOSTS.len() - 1)]) {
+                    (0, host) => host.to_owned(),
+                    (1, host) if host.ends_with('a') => format!("*.{host}"),
+                    _ => "*".to_owned(),
+                };
+                let mut path = path(&mut random, 3);
+                if random.below(2) == 0 {
+                    path = path.trim_end_matches('/').to_owned() + "/*";
+                }
+                let (Ok(host), Ok(path)) = (HostPattern::parse(&host), PathPattern::parse(&path)) else {
+                    continue;
+                };
+                let (host, path) = (host.to_string(), path.to_string());
+                if taken.contains(&(host.clone(), path.clone())) {
+                    continue;
+                }
+                let ports = PORTS[random.below(PORTS.len())];
+                write!(
+                    text,
+                    "[[route]]\nname = \"r{name}\"\nhost = \"{host}\"\npath = \"{path}\"\nservice = \"echo\"\n{ports}"
+                )
+                .unwrap();
+                taken.push((host, path));
+            }
+            if taken.is_empty() {
+                continue;
+            }
+            let (config, _) = Config::from_toml(&text, Path::new(""))
+                .unwrap_or_else(|faults| panic!("seed {seed}: {faults:?}"));
+            let router = Router::new(&config);
+            for _ in 0..100 {
+                let port_index = random.below(2);
+                let host = HOSTS[random.below(HOSTS.len())];
+                let path = path(&mut random, 5);
+                let found = router.find(port_index, host, &path);
+                let expected = narrowest(&config, port_index, host, &path);
+                assert_eq!(
+                    found, expected,
+                    "seed {seed}: port {port_index}, host {host:?}, path {path}\n{text}"
+                );
+                found_count += usize::from(found.is_some());
+            }
+        }
+        assert!(found_count > 1000, "{found_count} requests had a route");
     }
 
     #[test]
