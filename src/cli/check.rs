@@ -217,11 +217,12 @@ impl From<Place> for Location {
     }
 }
 
-/// Whether a line of the file may be shown: none that may hold a secret, written plainly by mistake, or move the cursor,
-/// and none without anything to see.
+/// Whether a line of the file may be shown: none that may hold a secret, such as a token or a field that is one, or move
+/// the cursor, and none without anything to see.
 fn is_shown(line: &str) -> bool {
+    let lower = line.to_lowercase();
     !line.trim().is_empty()
-        && !line.contains("token")
+        && !["token", "authorization", "cookie", "key"].iter().any(|word| lower.contains(word))
         && !line.contains(|c: char| c.is_control() && c != '\t')
 }
 
@@ -295,6 +296,21 @@ mod tests {
         for value in ["\"hunter2hunter2hunter2\"", "hunter2hunter2hunter2", "[\"hunter2hunter2hunter2\"]"] {
             let report = report(&format!("[admin]\ntoken = {value}\n{GOOD}"), false);
             assert!(report.config.is_none(), "{value}");
+            let told = report.to_text(Style::PLAIN) + &report.to_json();
+            assert!(!told.contains("hunter2"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_may_be_a_secret_is_not_repeated() {
+        for field in [
+            "Authorization = \"Bearer hunter2\\u0000\"",
+            "X-Api-Key = \"hunter2 \"",
+            "Cookie = [\"hunter2\"]",
+        ] {
+            let relay = GOOD.replace("page", "websocket") + "upstreams = [\"ws://app\"]\n";
+            let report = report(&format!("{relay}request_headers = {{ set = {{ {field} }} }}\n"), false);
+            assert!(report.config.is_none(), "{field}");
             let told = report.to_text(Style::PLAIN) + &report.to_json();
             assert!(!told.contains("hunter2"), "{told}");
         }

@@ -1,6 +1,8 @@
 //! From the text of a configuration to a `Config`, or to every fault in it.
 
+mod networks;
 mod ports;
+mod relay;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -8,6 +10,7 @@ mod tests;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
@@ -22,6 +25,12 @@ const SHARDS: Bounds = Bounds {
     max: Config::SHARDS_MAX as u64,
     zero: None,
     reason: "Without the key there is one for each available core.",
+};
+
+const RESOLVE_INTERVAL: Bounds = Bounds {
+    min: 1000,
+    reason: "It is given in milliseconds; a resolver is not asked more than once a second, and one day is the longest.",
+    ..limits::TIMEOUT
 };
 
 /// See [`Config::from_toml`].
@@ -60,7 +69,8 @@ fn syntax_faults(text: &str, errors: &[toml::de::Error]) -> Vec<Fault> {
 }
 
 fn gateway<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Gateway {
-    let mut gateway = Gateway { shards: None, io_driver: IoDriver::Auto };
+    let mut gateway =
+        Gateway { shards: None, io_driver: IoDriver::Auto, resolve_interval: Duration::from_secs(30) };
     if let Some(section) = reader.section(root, "gateway", &file::GATEWAY) {
         if let Some(item) = section.get("shards") {
             let shards = reader.number(&item, SHARDS).and_then(|shards| usize::try_from(shards).ok());
@@ -69,6 +79,11 @@ fn gateway<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Gateway {
         if let Some(item) = section.get("io_driver") {
             gateway.io_driver =
                 reader.one_of(&item, IoDriver::ALL, IoDriver::label).unwrap_or(IoDriver::Auto);
+        }
+        if let Some(item) = section.get("resolve_interval_ms")
+            && let Some(interval) = reader.number(&item, RESOLVE_INTERVAL)
+        {
+            gateway.resolve_interval = Duration::from_millis(interval);
         }
     }
     gateway

@@ -1,12 +1,16 @@
 //! What is wrong with a configuration, as facts, and the sentences that tell people.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::file::{Bounds, Unit};
 use super::path::PathFault;
 use super::pattern::HostFault;
 use super::secret::SecretFault;
+use super::upstream::{FieldFault, UpstreamFault};
 use super::{Service, blocked_ports, size};
 use crate::protocol::http::origin::OriginFault;
 
@@ -123,10 +127,51 @@ pub enum Problem {
     NoSuchPort { port: String, nearest: Option<String> },
     /// Another route answers for the same requests; `line` is where it stands.
     RouteTaken { host: String, path: String, line: usize },
+    /// A path that lies in the tree which Ringway keeps for itself on every port.
+    PathReserved { path: String },
+    /// A path which no request head that the route's ports take has room for, both in bytes.
+    PathTooLong { head_size: usize, limit: usize },
+    /// Not an upstream of the route's service.
+    BadUpstream { value: String, service: Service, fault: UpstreamFault },
+    /// A prefix where the route's path is one path, or one path where it is a prefix.
+    UpstreamPathKind { is_prefix_wanted: bool },
+    /// Not a way to choose an upstream.
+    BadBalance { value: String },
+    /// Not a path, with or without a query, that a check could ask for.
+    BadTarget { value: String },
+    /// A path for a check that asks for none.
+    CheckWithoutPath,
+    /// A check that could last until after the next begins.
+    TimeoutBeyondInterval { interval: Duration },
+    /// Not a network.
+    BadNetwork { value: String, fault: NetworkFault },
+    /// An address that no connection comes from.
+    BadSource { address: IpAddr },
+    /// A field that cannot be edited.
+    BadField { name: String, fault: FieldFault },
+    /// Not the value of a field. It may be a secret, and is not repeated.
+    BadFieldValue,
     /// A key that means nothing to the route's service.
     NotForService { service: Service },
     /// More tables than are allowed.
     TooMany { count: usize, max: usize, reason: &'static str },
+}
+
+/// What keeps a text from being a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkFault {
+    /// It is neither an address with a prefix length nor an address.
+    NotANetwork,
+    /// Bits are set behind the prefix.
+    HostBits {
+        /// The same without them.
+        network: IpNet,
+    },
+    /// It is a network of IPv4 in the notation of IPv6.
+    Mapped {
+        /// The same in its own notation.
+        plain: IpNet,
+    },
 }
 
 /// What is probably wrong. [`Display`](fmt::Display) is a sentence without its full stop.
@@ -137,6 +182,13 @@ pub enum Caution {
         /// The port as clients see it.
         number: u16,
     },
+    /// An upstream is a port of the gateway itself.
+    OwnPort {
+        /// Where the port stands.
+        line: usize,
+    },
+    /// A trusted network is that of all addresses.
+    EverybodyTrusted,
 }
 
 impl fmt::Display for Problem {
@@ -182,6 +234,40 @@ impl fmt::Display for Problem {
             Self::RouteTaken { host, path, line } => {
                 write!(out, "host {host:?} and path {path:?} are taken in line {line}, on the same port")
             }
+            Self::PathReserved { path } => {
+                write!(out, "{path:?} is in the tree that Ringway keeps for itself")
+            }
+            Self::PathTooLong { head_size, limit } => {
+                write!(
+                    out,
+                    "a request for it has a head of {head_size} bytes at least, and {limit} are allowed"
+                )
+            }
+            Self::BadUpstream { value, service, fault } => {
+                write!(out, "{value:?} is not an upstream of {:?}: {fault}", service.label())
+            }
+            Self::UpstreamPathKind { is_prefix_wanted: true } => {
+                write!(out, "the route's path is a prefix, and this is one path")
+            }
+            Self::UpstreamPathKind { is_prefix_wanted: false } => {
+                write!(out, "the route's path is one path, and this is a prefix")
+            }
+            Self::BadBalance { value } => write!(out, "there is no {value:?} here"),
+            Self::BadTarget { value } => write!(out, "no request asks for {value:?}"),
+            Self::CheckWithoutPath => write!(out, "a check of kind \"tcp\" asks for no path"),
+            Self::TimeoutBeyondInterval { interval } => {
+                write!(out, "a check could outlast its interval of {} ms", interval.as_millis())
+            }
+            Self::BadNetwork { value, fault } => match fault {
+                NetworkFault::NotANetwork => write!(out, "{value:?} is not a network"),
+                NetworkFault::HostBits { .. } => write!(out, "{value:?} has bits set behind its prefix"),
+                NetworkFault::Mapped { .. } => {
+                    write!(out, "{value:?} is a network of IPv4, and compared as one")
+                }
+            },
+            Self::BadSource { address } => write!(out, "no connection comes from {address}"),
+            Self::BadField { name, fault } => write!(out, "{name:?} cannot be edited: {fault}"),
+            Self::BadFieldValue => write!(out, "this is not the value of a field"),
             Self::NotForService { service } => {
                 write!(out, "the service {:?} has no use for it", service.label())
             }
@@ -275,6 +361,45 @@ impl Problem {
             Self::RouteTaken { .. } => {
                 "Their order decides nothing: change host, path or ports of one.".into()
             }
+            Self::PathReserved { .. } => "Choose a path outside of /.well-known/ringway/.".into(),
+            Self::PathTooLong { .. } => "Shorten it, or raise request_head_size_max of its ports.".into(),
+            Self::BadUpstream { service, fault, .. } => upstream_help(*service, *fault).into(),
+            Self::UpstreamPathKind { is_prefix_wanted: true } => {
+                "Write \"/v2/*\" to put that in place of the route's prefix, or \"/*\" to take it off.".into()
+            }
+            Self::UpstreamPathKind { is_prefix_wanted: false } => {
+                "Write the one path that upstreams see, such as \"/v2/chat\".".into()
+            }
+            Self::BadBalance { .. } => {
+                "Write \"round_robin\", \"least_connections\", \"address\", \"cookie:NAME\" or \"header:NAME\"."
+                    .into()
+            }
+            Self::BadTarget { .. } => "Write, for example, \"/health\" or \"/health?from=ringway\".".into(),
+            Self::CheckWithoutPath => "Remove it, or write kind = \"http\" or \"websocket\".".into(),
+            Self::TimeoutBeyondInterval { interval } => {
+                format!("Write at most {}, or a longer interval_ms.", interval.as_millis())
+            }
+            Self::BadNetwork { fault, .. } => match fault {
+                NetworkFault::NotANetwork => {
+                    "Write, for example, \"10.0.0.0/8\", \"2001:db8::/32\" or one address.".into()
+                }
+                NetworkFault::HostBits { network } => format!("Write \"{network}\", or the address alone."),
+                NetworkFault::Mapped { plain } => format!("Write \"{plain}\"."),
+            },
+            Self::BadSource { .. } => "Write addresses of this machine, such as \"192.0.2.1\".".into(),
+            Self::BadField { fault, .. } => match fault {
+                FieldFault::NotAName => {
+                    "Write letters, digits and - alone, as in \"X-Env\": it is a token of HTTP.".into()
+                }
+                FieldFault::OneConnection | FieldFault::Handshake => "Remove it.".into(),
+                FieldFault::Forwarding => {
+                    "Remove it, and write in `trusted` whose forwarding fields are believed.".into()
+                }
+                FieldFault::HostRemoved => "Set it, or leave it as it came.".into(),
+            },
+            Self::BadFieldValue => {
+                "Write visible ASCII characters, with spaces only between them.".into()
+            }
             Self::NotForService { .. } => "Remove it.".into(),
             Self::TooMany { reason, .. } => (*reason).into(),
         }
@@ -285,6 +410,10 @@ impl fmt::Display for Caution {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BlockedPort { number } => write!(out, "browsers refuse to connect to port {number}"),
+            Self::OwnPort { line } => {
+                write!(out, "it is the [[port]] in line {line}: connections may go round without end")
+            }
+            Self::EverybodyTrusted => write!(out, "all addresses are trusted, whoever has them"),
         }
     }
 }
@@ -297,7 +426,30 @@ impl Caution {
                 "Choose another port; it is on the Fetch standard's list of blocked ports, as of {}.",
                 blocked_ports::AS_OF
             ),
+            Self::OwnPort { .. } => "Write where the server itself listens.".into(),
+            Self::EverybodyTrusted => {
+                "Write the networks of the proxies that stand before Ringway: anybody can claim to be another.".into()
+            }
         }
+    }
+}
+
+/// What to write in place of an upstream.
+fn upstream_help(service: Service, fault: UpstreamFault) -> &'static str {
+    match (fault, service) {
+        (UpstreamFault::TlsNotYet, _) => {
+            "Write \"ws://HOST:PORT\", where the upstream can be reached without TLS."
+        }
+        (UpstreamFault::NotOnlyAnAddress, Service::WebSocket) => {
+            "Write scheme, host and port alone: a path belongs in `upstream_path`, credentials in `request_headers`."
+        }
+        (UpstreamFault::NotOnlyAnAddress, _) => "Write scheme, host and port alone.",
+        (UpstreamFault::SocketPath, Service::WebSocket) => "Write, for example, \"ws+unix:///run/app.sock\".",
+        (UpstreamFault::SocketPath, _) => "Write, for example, \"unix:///run/app.sock\".",
+        (_, Service::WebSocket) => {
+            "Write, for example, \"ws://127.0.0.1:9001\" or \"ws+unix:///run/app.sock\"."
+        }
+        _ => "Write, for example, \"tcp://127.0.0.1:6379\" or \"unix:///run/app.sock\".",
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::{Caution, Fault, Place, Problem, Warning};
-use super::{limits, size};
+use super::{limits, size, upstream};
 
 /// A table that the file may have, and the keys it may hold.
 #[derive(Debug)]
@@ -18,37 +18,89 @@ pub(super) struct Schema {
 
 pub(super) const ROOT: Schema =
     Schema { title: "the file", keys: &["gateway", "admin", "limits", "port", "route"] };
-pub(super) const GATEWAY: Schema = Schema { title: "[gateway]", keys: &["shards", "io_driver"] };
+pub(super) const GATEWAY: Schema =
+    Schema { title: "[gateway]", keys: &["shards", "io_driver", "resolve_interval_ms"] };
 pub(super) const ADMIN: Schema = Schema { title: "[admin]", keys: &["listen", "token"] };
 pub(super) const LIMITS: Schema = Schema { title: "[limits]", keys: limits::KEYS };
 pub(super) const PORT: Schema = Schema {
     title: "[[port]]",
-    keys: &["number", "address", "name", "public_scheme", "public_host", "public_port", "limits"],
+    keys: &[
+        "number",
+        "address",
+        "name",
+        "public_scheme",
+        "public_host",
+        "public_port",
+        "proxy_protocol",
+        "limits",
+    ],
 };
+pub(super) const PROXY_PROTOCOL: Schema = Schema { title: "[port.proxy_protocol]", keys: &["trusted"] };
 pub(super) const PORT_LIMITS: Schema = Schema { title: "[port.limits]", keys: limits::KEYS };
 pub(super) const ROUTE: Schema = Schema {
     title: "[[route]]",
-    keys: &["name", "host", "ports", "path", "service", "origins", "subprotocols", "limits"],
+    keys: &[
+        "name",
+        "host",
+        "ports",
+        "path",
+        "service",
+        "origins",
+        "subprotocols",
+        "limits",
+        "upstreams",
+        "upstream_path",
+        "upstream_limits",
+        "balance",
+        "health",
+        "source_addresses",
+        "request_headers",
+        "response_headers",
+        "trusted",
+    ],
 };
+pub(super) const UPSTREAM_LIMITS: Schema =
+    Schema { title: "[route.upstream_limits]", keys: upstream::LIMIT_KEYS };
+pub(super) const HEALTH: Schema = Schema {
+    title: "[route.health]",
+    keys: &["kind", "path", "interval_ms", "timeout_ms", "healthy_after", "unhealthy_after"],
+};
+pub(super) const REQUEST_HEADERS: Schema =
+    Schema { title: "[route.request_headers]", keys: &["remove", "set"] };
+pub(super) const RESPONSE_HEADERS: Schema =
+    Schema { title: "[route.response_headers]", keys: &["remove", "set"] };
 pub(super) const ROUTE_LIMITS: Schema = Schema { title: "[route.limits]", keys: limits::ROUTE_KEYS };
 
 /// Every table of the file.
-pub(super) const SCHEMAS: &[&Schema] =
-    &[&ROOT, &GATEWAY, &ADMIN, &LIMITS, &PORT, &PORT_LIMITS, &ROUTE, &ROUTE_LIMITS];
+pub(super) const SCHEMAS: &[&Schema] = &[
+    &ROOT,
+    &GATEWAY,
+    &ADMIN,
+    &LIMITS,
+    &PORT,
+    &PROXY_PROTOCOL,
+    &PORT_LIMITS,
+    &ROUTE,
+    &ROUTE_LIMITS,
+    &UPSTREAM_LIMITS,
+    &HEALTH,
+    &REQUEST_HEADERS,
+    &RESPONSE_HEADERS,
+];
 
 /// The keys that documentation of Ringway as a whole names and this version has no code for, by their table. To take
 /// and ignore one would leave an operator without what it promises. Each leaves with the change that brings it.
 const KEYS_NOT_YET: &[(&str, &[&str])] = &[
     ("[gateway]", &["control_socket"]),
     ("[limits]", PER_ADDRESS),
-    ("[[port]]", &["tls", "proxy_protocol"]),
+    ("[[port]]", &["tls"]),
     ("[port.limits]", PER_ADDRESS),
-    ("[[route]]", &["upstreams", "balance", "health", "websocket", "deflate", "auth", "trusted"]),
+    ("[[route]]", &["websocket", "deflate", "auth"]),
 ];
 /// Limits whose 0 means off, which this version can do.
 const PER_ADDRESS: &[&str] = &["connections_per_address_max", "handshakes_per_address_per_s"];
 /// The services that this version has no code for, likewise.
-pub(super) const SERVICES_NOT_YET: &[&str] = &["websocket", "tcp", "http", "files", "redirect", "topics"];
+pub(super) const SERVICES_NOT_YET: &[&str] = &["http", "files", "redirect", "topics"];
 
 /// The range of a number.
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +224,18 @@ impl<'t> Reader<'t> {
             value: element.get_ref(),
         });
         Some(elements.collect())
+    }
+
+    /// The names, which are the operator's own, and the values of the table that `item` is.
+    pub(super) fn entries(&mut self, item: &Item<'t>) -> Option<Vec<(&'t str, Item<'t>)>> {
+        let DeValue::Table(table) = item.value else {
+            return self.wrong_type(item, "a table");
+        };
+        let entries = table.iter().map(|(name, value)| {
+            let name = name.get_ref().as_ref();
+            (name, Item { key: join(&item.key, name), span: value.span(), value: value.get_ref() })
+        });
+        Some(entries.collect())
     }
 
     /// The string that `item` is.

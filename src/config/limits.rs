@@ -112,14 +112,14 @@ impl Limit {
     }
 }
 
-const TIMEOUT: Bounds = Bounds {
+pub(super) const TIMEOUT: Bounds = Bounds {
     unit: Unit::Milliseconds,
     min: 1,
     max: 86_400_000,
     zero: None,
     reason: "It is given in milliseconds, and one day is the longest.",
 };
-const TIMEOUT_OR_OFF: Bounds = Bounds { zero: Some("off"), ..TIMEOUT };
+pub(super) const TIMEOUT_OR_OFF: Bounds = Bounds { zero: Some("off"), ..TIMEOUT };
 /// One gibibyte: a larger message would not fit beside others in the memory of an edge machine.
 const SIZE_MAX: u64 = 1 << 30;
 
@@ -290,7 +290,8 @@ fn optional_duration(value: u64) -> Option<Duration> {
     (value != 0).then(|| Duration::from_millis(value))
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+/// As a timeout stands in the file.
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("the ranges of timeouts end at one day")
 }
 

@@ -15,16 +15,21 @@ mod read;
 mod secret;
 mod show;
 mod size;
+pub mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
-pub use fault::{Caution, Fault, Place, Problem, Warning};
+pub use fault::{Caution, Fault, NetworkFault, Place, Problem, Warning};
 pub use limits::Limits;
 pub use pattern::{HostPattern, PathPattern, PortSet};
 pub use read::{ReadFault, read};
 pub use secret::{Secret, SecretFault, SecretSource};
+pub use upstream::{Relay, Upstream, UpstreamAddress};
+
+use ipnet::IpNet;
 
 use crate::protocol::closed_set;
 use crate::protocol::http::origin::Origin;
@@ -97,6 +102,8 @@ pub struct Gateway {
     pub shards: Option<NonZeroUsize>,
     /// What drives the shards' sockets.
     pub io_driver: IoDriver,
+    /// How often the names of upstreams are resolved again.
+    pub resolve_interval: Duration,
 }
 
 closed_set! {
@@ -135,6 +142,9 @@ pub struct Port {
     pub public_host: Option<String>,
     /// The port that clients use, where it is not this one.
     pub public_port: Option<u16>,
+    /// From where connections must come that begin with a PROXY header, at least one network; `None` where there is no
+    /// such header.
+    pub proxy_protocol: Option<Vec<IpNet>>,
     /// The limits at this port, before those of a route: `[limits]` with `[port.limits]` laid over.
     pub limits: Limits,
 }
@@ -166,6 +176,10 @@ pub struct Route {
     pub origins: Origins,
     /// The subprotocols that are spoken, each a token, in the order of preference as written.
     pub subprotocols: Vec<String>,
+    /// How it relays; there exactly where the service relays.
+    pub relay: Option<Relay>,
+    /// The networks whose forwarding fields are believed.
+    pub trusted: Vec<IpNet>,
     /// What `[route.limits]` lays over the port's limits.
     overrides: limits::Overrides,
 }
@@ -177,6 +191,10 @@ closed_set! {
         Echo => "echo",
         /// A small page that opens a WebSocket to the port it came from and shows what happens.
         Page => "page",
+        /// Passes frames between the client and a WebSocket server.
+        WebSocket => "websocket",
+        /// Passes the payload of messages to a byte stream, and what comes from it as messages.
+        Tcp => "tcp",
     }
 }
 
@@ -184,8 +202,16 @@ impl Service {
     /// Whether the service answers opening handshakes, and `origins` and `subprotocols` mean something to it.
     pub fn is_websocket(self) -> bool {
         match self {
-            Self::Echo => true,
+            Self::Echo | Self::WebSocket | Self::Tcp => true,
             Self::Page => false,
+        }
+    }
+
+    /// Whether the service needs upstreams.
+    pub fn is_relay(self) -> bool {
+        match self {
+            Self::WebSocket | Self::Tcp => true,
+            Self::Echo | Self::Page => false,
         }
     }
 }
@@ -248,26 +274,53 @@ mod tests {
 
     const DEPLOYED: &str = include_str!("../../deploy/ringway.toml");
 
-    /// deploy/ringway.toml with keys and tables put in force that stand behind a `#`; examples too, if so asked.
-    fn uncommented(with_examples: bool) -> String {
-        let mut is_example = false;
-        let mut lines = Vec::new();
-        for line in DEPLOYED.lines() {
-            let behind = line.strip_prefix("# ").unwrap_or_default();
-            let is_key = behind.split_once(" = ").is_some_and(|(key, _)| {
-                !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-            });
-            let is_table = behind.starts_with('[') && behind.ends_with(']');
-            match (is_key || is_table, is_example && !with_examples) {
-                (true, false) => lines.push(behind),
-                _ => lines.push(line),
+    /// What of deploy/ringway.toml is put in force that stands behind a `#`.
+    #[derive(Clone, Copy)]
+    struct Uncommented {
+        /// Keys that show their default.
+        defaults: bool,
+        /// Tables that are an example, with the keys that stand right below their heading.
+        tables: bool,
+        /// Keys that are an example.
+        examples: bool,
+    }
+
+    impl Uncommented {
+        /// The text of the file, paragraph by paragraph.
+        fn text(self) -> String {
+            let behind = |line: &'static str| line.strip_prefix("# ").unwrap_or_default();
+            let is_table = |line: &str| line.starts_with('[') && line.ends_with(']');
+            let is_key = |line: &str| {
+                line.split_once(" = ").is_some_and(|(key, _)| {
+                    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                })
+            };
+            // True exactly while the table around is one that is an example.
+            let mut is_in_example = false;
+            let mut text = String::new();
+            for paragraph in DEPLOYED.split("\n\n") {
+                let has = |is: &dyn Fn(&'static str) -> bool| paragraph.lines().any(is);
+                let is_example =
+                    has(&|line| behind(line).ends_with("Example:") || behind(line).ends_with("Examples:"));
+                let opens_table = has(&|line| is_table(behind(line)));
+                is_in_example = opens_table || (is_in_example && !has(&is_table));
+                let is_in_force = (self.tables || !is_in_example)
+                    && if opens_table {
+                        true
+                    } else if is_example {
+                        self.examples
+                    } else {
+                        self.defaults
+                    };
+                for line in paragraph.lines() {
+                    let is_uncommented = is_in_force && (is_key(behind(line)) || is_table(behind(line)));
+                    text.push_str(if is_uncommented { behind(line) } else { line });
+                    text.push('\n');
+                }
+                text.push('\n');
             }
-            // A comment that ends so is followed by examples, until there is an empty line.
-            is_example = behind.ends_with("Example:")
-                || behind.ends_with("Examples:")
-                || (is_example && !line.is_empty());
+            text.replace("file:/etc/ringway/admin-token", "file:token")
         }
-        lines.join("\n").replace("file:/etc/ringway/admin-token", "file:token")
     }
 
     #[test]
@@ -280,37 +333,61 @@ mod tests {
 
     #[test]
     fn the_defaults_that_the_deployed_file_shows_are_those_of_the_code() {
-        let (plain, _) = Config::from_toml(DEPLOYED, Path::new("")).unwrap();
-        let text = uncommented(false);
-        let (spelled_out, _) =
-            Config::from_toml(&text, Path::new("")).unwrap_or_else(|faults| panic!("{faults:?}"));
-        assert_eq!(format!("{spelled_out:?}"), format!("{plain:?}"));
-        for limit in limits::TABLE {
-            assert!(text.contains(&format!("\n{} = ", limit.key)), "{} is not shown", limit.key);
+        for tables in [false, true] {
+            let texts =
+                [false, true].map(|defaults| Uncommented { defaults, tables, examples: false }.text());
+            let [(plain, _), (spelled_out, _)] = texts.each_ref().map(|text| {
+                Config::from_toml(text, Path::new(""))
+                    .unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"))
+            });
+            assert_eq!(format!("{spelled_out:?}"), format!("{plain:?}"));
+            assert_eq!(spelled_out.routes.iter().any(|route| route.relay.is_some()), tables);
+            let [_, text] = texts;
+            for limit in limits::TABLE {
+                assert!(text.contains(&format!("\n{} = ", limit.key)), "{} is not shown", limit.key);
+            }
+            for limit in upstream::LIMITS {
+                assert_eq!(
+                    text.contains(&format!("\n{} = ", limit.key)),
+                    tables || limits::KEYS.contains(&limit.key)
+                );
+            }
         }
     }
 
     #[test]
     fn the_deployed_file_explains_every_key_and_its_examples_are_good() {
-        let text = uncommented(true);
+        let text = Uncommented { defaults: true, tables: true, examples: true }.text();
         secret::tests::with_token_file("deployed", |base| {
-            Config::from_toml(&text, base).unwrap_or_else(|faults| panic!("{faults:?}"));
+            Config::from_toml(&text, base).unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"));
         });
         let root: toml::Table = toml::from_str(&text).unwrap();
+        let each = |key: &str| {
+            root[key].as_array().unwrap().iter().filter_map(toml::Value::as_table).collect::<Vec<_>>()
+        };
+        let below = |key: &str, name: &str| {
+            each(key).into_iter().filter_map(|table| table.get(name)?.as_table()).collect::<Vec<_>>()
+        };
         for schema in file::SCHEMAS {
-            let table = match schema.title {
-                "the file" => Some(&root),
-                "[gateway]" => root["gateway"].as_table(),
-                "[admin]" => root["admin"].as_table(),
-                // What a port and a route may set of it, they set by example.
-                "[limits]" | "[port.limits]" | "[route.limits]" => root["limits"].as_table(),
-                "[[port]]" => root["port"][0].as_table(),
-                "[[route]]" => root["route"][0].as_table(),
+            // What a port and a route may set of the limits, they set by example.
+            let tables = match schema.title {
+                "the file" => vec![&root],
+                "[gateway]" => vec![root["gateway"].as_table().unwrap()],
+                "[admin]" => vec![root["admin"].as_table().unwrap()],
+                "[limits]" | "[port.limits]" | "[route.limits]" => vec![root["limits"].as_table().unwrap()],
+                "[[port]]" => each("port"),
+                "[port.proxy_protocol]" => below("port", "proxy_protocol"),
+                "[[route]]" => each("route"),
+                "[route.upstream_limits]" => below("route", "upstream_limits"),
+                "[route.health]" => below("route", "health"),
+                "[route.request_headers]" => below("route", "request_headers"),
+                // They are as those of requests.
+                "[route.response_headers]" => below("route", "request_headers"),
                 other => panic!("the test does not know {other}"),
             };
-            let table = table.unwrap_or_else(|| panic!("{} is not explained", schema.title));
             for key in schema.keys {
-                assert!(table.contains_key(*key), "{key} of {} is not explained", schema.title);
+                let is_explained = tables.iter().any(|table| table.contains_key(*key));
+                assert!(is_explained, "{key} of {} is not explained", schema.title);
             }
         }
     }

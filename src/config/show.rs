@@ -3,8 +3,9 @@
 use std::fmt::{self, Write};
 
 use super::file::Unit;
-use super::limits::{self, Limit};
-use super::{Config, Origins, Port, PortSet, Route, size};
+use super::limits::{self, Limit, milliseconds};
+use super::upstream::{HealthKind, LIMITS, Relay};
+use super::{Config, Origins, Port, PortSet, Route, Service, size};
 
 /// See [`Config::to_toml`].
 pub(super) fn show(config: &Config) -> String {
@@ -20,6 +21,7 @@ fn write(out: &mut String, config: &Config) -> fmt::Result {
         None => writeln!(out, "# shards: one for each available core")?,
     }
     writeln!(out, "io_driver = \"{}\"", config.gateway.io_driver)?;
+    writeln!(out, "resolve_interval_ms = {}", milliseconds(config.gateway.resolve_interval))?;
 
     writeln!(out, "\n[admin]")?;
     match &config.admin {
@@ -62,6 +64,9 @@ fn write_port(out: &mut String, config: &Config, port: &Port) -> fmt::Result {
     if let Some(number) = port.public_port {
         writeln!(out, "public_port = {number}")?;
     }
+    if let Some(trusted) = &port.proxy_protocol {
+        writeln!(out, "proxy_protocol = {{ trusted = [{}] }}", strings(trusted))?;
+    }
     let limits = limits::TABLE.iter().map(|limit| (limit, limit.of(&port.limits)));
     write_limits(out, limits.filter(|(limit, value)| *value != limit.of(&config.limits)))
 }
@@ -91,17 +96,62 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
         match &route.origins {
             Origins::Any => writeln!(out, "origins = \"any\"")?,
             Origins::Same => writeln!(out, "origins = \"same\"")?,
-            Origins::Exact(origins) => {
-                let origins = origins.iter().map(|origin| string(&origin.to_string()));
-                writeln!(out, "origins = [{}]", origins.collect::<Vec<_>>().join(", "))?;
-            }
+            Origins::Exact(origins) => writeln!(out, "origins = [{}]", strings(origins))?,
         }
     }
     if !route.subprotocols.is_empty() {
-        let subprotocols = route.subprotocols.iter().map(|subprotocol| string(subprotocol));
-        writeln!(out, "subprotocols = [{}]", subprotocols.collect::<Vec<_>>().join(", "))?;
+        writeln!(out, "subprotocols = [{}]", strings(&route.subprotocols))?;
     }
-    write_limits(out, route.overrides.iter())
+    if !route.trusted.is_empty() {
+        writeln!(out, "trusted = [{}]", strings(&route.trusted))?;
+    }
+    write_limits(out, route.overrides.iter())?;
+    match &route.relay {
+        Some(relay) => write_relay(out, relay, route.service),
+        None => Ok(()),
+    }
+}
+
+/// Writes what a route says of its upstreams, the tables in it last.
+fn write_relay(out: &mut String, relay: &Relay, service: Service) -> fmt::Result {
+    writeln!(out, "upstreams = [{}]", strings(relay.upstreams.iter().map(|upstream| &upstream.name)))?;
+    writeln!(out, "balance = {}", string(&relay.balance.to_string()))?;
+    if !relay.sources.is_empty() {
+        writeln!(out, "source_addresses = [{}]", strings(&relay.sources))?;
+    }
+    if let Some(path) = &relay.upstream_path {
+        writeln!(out, "upstream_path = {}", string(&path.to_string()))?;
+    }
+    for (key, edits) in
+        [("request_headers", &relay.request_headers), ("response_headers", &relay.response_headers)]
+    {
+        let set = edits.set.iter().map(|(name, value)| format!("{} = {}", string(name), string(value)));
+        let set = set.collect::<Vec<_>>().join(", ");
+        match (edits.remove.is_empty(), edits.set.is_empty()) {
+            (true, true) => {}
+            (true, false) => writeln!(out, "{key} = {{ set = {{ {set} }} }}")?,
+            (false, true) => writeln!(out, "{key} = {{ remove = [{}] }}", strings(&edits.remove))?,
+            (false, false) => {
+                writeln!(out, "{key} = {{ remove = [{}], set = {{ {set} }} }}", strings(&edits.remove))?;
+            }
+        }
+    }
+    writeln!(out, "[route.upstream_limits]")?;
+    for limit in LIMITS.iter().filter(|limit| limit.is_for(service)) {
+        writeln!(out, "{} = {}", limit.key, (limit.get)(&relay.limits))?;
+    }
+    let Some(health) = &relay.health else { return Ok(()) };
+    writeln!(out, "[route.health]\nkind = \"{}\"", health.kind.label())?;
+    match &health.kind {
+        HealthKind::Tcp => {}
+        HealthKind::Http { path } | HealthKind::WebSocket { path } => {
+            writeln!(out, "path = {}", string(path))?;
+        }
+    }
+    writeln!(out, "interval_ms = {}", milliseconds(health.interval))?;
+    writeln!(out, "timeout_ms = {}", milliseconds(health.timeout))?;
+    writeln!(out, "healthy_after = {}", health.healthy_after)?;
+    writeln!(out, "unhealthy_after = {}", health.unhealthy_after)
 }
 
 /// Writes the limits that a port or a route sets as one line, or none.
@@ -122,6 +172,12 @@ fn number(limit: &Limit, value: u64) -> String {
     }
 }
 
+/// The elements of a list of strings.
+fn strings<T: ToString>(elements: impl IntoIterator<Item = T>) -> String {
+    let elements: Vec<String> = elements.into_iter().map(|element| string(&element.to_string())).collect();
+    elements.join(", ")
+}
+
 fn string(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
@@ -138,6 +194,7 @@ mod tests {
             [gateway]
             shards = 3
             io_driver = "epoll"
+            resolve_interval_ms = 1000
             [admin]
             listen = "0.0.0.0:9180"
             token = "file:token"
@@ -155,6 +212,7 @@ mod tests {
             public_scheme = "wss"
             public_host = "ws.example.com"
             public_port = 443
+            proxy_protocol = { trusted = ["10.0.0.0/8", "2001:db8::1"] }
             limits = { handshake_timeout_ms = 7, idle_timeout_ms = 60000 }
             [[port]]
             number = 8080
@@ -175,6 +233,42 @@ mod tests {
             path = "/x"
             service = "echo"
             origins = "any"
+            [[route]]
+            path = "/relayed/*"
+            service = "websocket"
+            upstreams = ["ws://App.internal", "ws://[::1]:9001", "ws+unix:///run/app.sock"]
+            upstream_path = "/a%20b/*"
+            balance = "cookie:session"
+            source_addresses = ["192.0.2.1", "2001:db8::1"]
+            request_headers = { remove = ["Cookie"], set = { "X-Env" = "prod, \"quoted\"", Host = "app" } }
+            response_headers = { set = { Server = "" } }
+            trusted = ["192.0.2.0/24"]
+            limits = { frame_size_max = 126 }
+            [route.upstream_limits]
+            connect_timeout_ms = 1
+            handshake_timeout_ms = 2
+            connections_max = 3
+            connecting_max = 4
+            slow_start_ms = 5
+            eject_after = 0
+            eject_for_ms = 6
+            [route.health]
+            kind = "http"
+            path = "/health?a=b"
+            interval_ms = 100
+            healthy_after = 3
+            unhealthy_after = 4
+            [[route]]
+            path = "/bytes"
+            service = "tcp"
+            upstreams = ["tcp://127.0.0.1:6379", "unix:/run/redis.sock"]
+            health = { kind = "tcp", timeout_ms = 100 }
+            [[route]]
+            path = "/plain"
+            service = "websocket"
+            upstreams = ["ws://127.0.0.1:9001"]
+            response_headers = { remove = ["Server"] }
+            health = { kind = "websocket" }
         "#;
         with_token_file("show", |base| {
             for text in [everything, BUILT_IN] {

@@ -1,4 +1,8 @@
-//! Whether a route lets a client in: the Origin of the page it runs in.
+//! Whether a route lets a client in: the Origin of the page it runs in, the network it comes from.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use crate::config::{Origins, Port, Scheme};
 use crate::protocol::http::origin::OriginRef;
@@ -19,6 +23,12 @@ pub fn allows_origin(origins: &Origins, origin: Option<&[u8]>, same: OriginRef<'
             is_one_of(&|origin| allowed.iter().any(|allowed| allowed.view() == origin))
         }
     }
+}
+
+/// Whether an address is in one of the networks. `::ffff:` addresses count as the IPv4 addresses that they are.
+pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
 }
 
 /// The Origin of a page that came from `port`, as its client sees it.

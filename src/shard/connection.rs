@@ -226,14 +226,14 @@ impl Connection {
         }
         match (request, place.service) {
             (Request::Opening(opening), Service::Echo) => self.accept(&opening, head, place, rest),
-            (Request::Opening(_), Service::Page) => self.refuse(Refusal::NoRoute, route_index, false),
-            (Request::Plain, Service::Echo) if matches!(head.method(), "GET" | "HEAD") => {
+            (Request::Opening(_), _) => self.refuse(Refusal::NoRoute, route_index, false),
+            (Request::Plain, Service::Page) => self.page(head, place, rest),
+            (Request::Plain, _) if matches!(head.method(), "GET" | "HEAD") => {
                 self.refuse(Refusal::UpgradeRequired, route_index, head.is_head())
             }
-            (Request::Plain, Service::Echo) => {
+            (Request::Plain, _) => {
                 self.refuse(Refusal::MethodNotAllowed { allow: "GET" }, route_index, false)
             }
-            (Request::Plain, Service::Page) => self.page(head, place, rest),
         }
     }
 

@@ -7,6 +7,7 @@ use super::super::file::{self, Bounds, Item, Reader, Section, Unit};
 use super::super::limits::Limits;
 use super::super::pattern::{HostFault, HostPattern};
 use super::super::{Port, Scheme, blocked_ports};
+use super::networks::networks;
 use super::{Tables, limits_of, name};
 
 const TABLES: Tables = Tables {
@@ -28,7 +29,7 @@ const PUBLIC_PORT: Bounds = Bounds { zero: None, ..PORT_NUMBER };
 
 /// A `[[port]]` of the file.
 pub(super) struct WrittenPort {
-    line: usize,
+    pub(super) line: usize,
     /// What routes call it; `None` where that has a fault.
     pub(super) number: Option<u16>,
     pub(super) name: Option<String>,
@@ -82,6 +83,13 @@ fn port<'t>(
         section.get("public_scheme").and_then(|item| reader.one_of(&item, Scheme::ALL, Scheme::label));
     let public_host = section.get("public_host").and_then(|item| public_host(reader, &item));
     let public_port = section.get("public_port").and_then(|item| port_number(reader, &item, PUBLIC_PORT));
+    let proxy_protocol =
+        reader.section(section, "proxy_protocol", &file::PROXY_PROTOCOL).and_then(|section| {
+            match section.get("trusted") {
+                Some(item) => networks(reader, &item),
+                None => reader.missing(&section, "trusted", "trusted = [\"10.0.0.0/8\"]"),
+            }
+        });
     let number = match section.get("number") {
         Some(item) => port_number(reader, &item, PORT_NUMBER),
         None => reader.missing(section, "number", "number = 443"),
@@ -109,7 +117,16 @@ fn port<'t>(
     }
     let label = written.name.clone().unwrap_or_else(|| number.to_string());
     let limits = overrides.apply(limits);
-    written.port = Some(Port { number, address, label, public_scheme, public_host, public_port, limits });
+    written.port = Some(Port {
+        number,
+        address,
+        label,
+        public_scheme,
+        public_host,
+        public_port,
+        proxy_protocol,
+        limits,
+    });
     written
 }
 

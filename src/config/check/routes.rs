@@ -4,8 +4,9 @@ use super::super::fault::Problem;
 use super::super::file::{self, Item, Reader, Section};
 use super::super::pattern::{HostPattern, PathPattern, PortSet};
 use super::super::{NO_ROUTE, Origins, Route, Service};
+use super::networks::networks;
 use super::ports::{PORT_NUMBER, WrittenPort, port_number};
-use super::{Tables, limits_of, list, name};
+use super::{Tables, limits_of, list, name, relay};
 use crate::protocol::http::list::is_token_byte;
 use crate::protocol::http::origin::Origin;
 
@@ -16,6 +17,15 @@ const TABLES: Tables = Tables {
     max: 1024,
     reason: "Each route is a series in metrics.",
 };
+
+/// What Ringway keeps for itself on every port.
+const RESERVED: &str = "/.well-known/ringway/*";
+
+/// The smallest request head there is, but for its path.
+const SMALLEST_REQUEST: &str = "GET  HTTP/1.0\r\n\r\n";
+/// The smallest opening handshake (RFC 6455 section 4.1), but for its path.
+const SMALLEST_OPENING: &str = "GET  HTTP/1.1\r\nHost:\r\nUpgrade:websocket\r\nConnection:upgrade\r\n\
+                                Sec-WebSocket-Version:13\r\nSec-WebSocket-Key:AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
 
 /// The routes of the file.
 pub(super) fn routes<'t>(reader: &mut Reader<'t>, root: &Section<'t>, ports: &[WrittenPort]) -> Vec<Route> {
@@ -65,18 +75,33 @@ fn route<'t>(
     };
     let subprotocols = match section.get("subprotocols") {
         Some(item) => subprotocols(reader, &item),
+        // Clients of byte streams ask for it (websockify, noVNC), or for none.
+        None if service == Some(Service::Tcp) => Some(vec!["binary".to_owned()]),
         None => Some(Vec::new()),
     };
-    if let Some(service) = service
-        && !service.is_websocket()
-    {
-        let keys = ["origins", "subprotocols"];
-        for item in keys.into_iter().filter_map(|key| section.get(key)) {
+    if let Some(service) = service {
+        let meaningless: [&[&str]; 2] = match service {
+            Service::Echo => [relay::KEYS, &[]],
+            Service::Page => [relay::KEYS, &["origins", "subprotocols"]],
+            // What the upstream chooses is passed on.
+            Service::WebSocket => [&["subprotocols"], &[]],
+            Service::Tcp => [relay::REQUEST_KEYS, &[]],
+        };
+        for item in meaningless.into_iter().flatten().filter_map(|key| section.get(key)) {
             reader.fault::<()>(&item, Problem::NotForService { service });
         }
     }
+    let (relay, trusted) = match service {
+        Some(service) if service.is_relay() => {
+            let relay = relay::relay(reader, section, service, path.as_ref(), ports);
+            let trusted = section.get("trusted").map(|item| networks(reader, &item));
+            (Some(relay), trusted.unwrap_or_else(|| Some(Vec::new())))
+        }
+        _ => (None, Some(Vec::new())),
+    };
 
     let (host, path, port_set) = (host?, path?, port_set?);
+    check_path(reader, section, &path, &port_set, service, ports)?;
     let is_rival =
         |other: &Route| other.host == host && other.path == path && other.ports.overlaps(&port_set);
     if let Some(&(line, _)) = earlier.iter().find(|(_, other)| is_rival(other)) {
@@ -106,8 +131,41 @@ fn route<'t>(
         service: service?,
         origins: origins?,
         subprotocols: subprotocols?,
+        relay: match relay {
+            Some(relay) => Some(relay?),
+            None => None,
+        },
+        trusted: trusted?,
         overrides,
     })
+}
+
+/// Records why no request at these ports could ever have the path, if so.
+fn check_path<'t>(
+    reader: &mut Reader<'t>,
+    section: &Section<'t>,
+    path: &PathPattern,
+    port_set: &PortSet,
+    service: Option<Service>,
+    ports: &[WrittenPort],
+) -> Option<()> {
+    let (PathPattern::Exact(shortest) | PathPattern::Prefix(shortest)) = path;
+    let item = section.get("path").expect("it has been read");
+    let reserved = PathPattern::parse(RESERVED).expect("it is a path");
+    if reserved.matches(shortest) {
+        return reader.fault(&item, Problem::PathReserved { path: path.to_string() });
+    }
+    let smallest =
+        if service.is_some_and(Service::is_websocket) { SMALLEST_OPENING } else { SMALLEST_REQUEST };
+    let head_size = smallest.len() + shortest.len();
+    let here = ports.iter().enumerate().filter(|(index, _)| port_set.contains(*index));
+    // A port that has a fault might have the room.
+    let limits: Option<Vec<usize>> =
+        here.map(|(_, port)| port.port.as_ref().map(|port| port.limits.request_head_size_max)).collect();
+    match limits.and_then(|limits| limits.into_iter().max()) {
+        Some(limit) if limit < head_size => reader.fault(&item, Problem::PathTooLong { head_size, limit }),
+        _ => Some(()),
+    }
 }
 
 fn host<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<HostPattern> {
@@ -118,7 +176,7 @@ fn host<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<HostPattern> {
     }
 }
 
-fn path<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<PathPattern> {
+pub(super) fn path<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<PathPattern> {
     let value = reader.string(item)?.to_owned();
     match PathPattern::parse(&value) {
         Ok(path) => Some(path),

@@ -1,5 +1,7 @@
 //! Every mistake that a configuration can hold, and what is said of it.
 
+mod relays;
+
 use std::path::Path;
 
 use super::check;
@@ -173,8 +175,8 @@ const CASES: &[(&str, &str)] = &[
         r#"2:8: route[0].path: no request has the path "/a/../b": it has a segment of dots. Write, for example, "/chat" for one path, or "/chat/*" for all below it."#,
     ),
     (
-        "[[route]]\npath = \"/\"\nservice = \"tcp\"\n",
-        r#"3:11: route[0].service: this version has no service "tcp" yet. The services of this version are "echo" and "page"."#,
+        "[[route]]\npath = \"/\"\nservice = \"http\"\n",
+        r#"3:11: route[0].service: this version has no service "http" yet. The services of this version are "echo", "page", "websocket" and "tcp"."#,
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"Echo\"\n",
@@ -262,7 +264,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"echo\"\n[route.limits]\nconnections_max = 1\n",
-        r#"5:1: route[0].limits.connections_max: [route.limits] has no key "connections_max". It belongs in [limits] or [port.limits]."#,
+        r#"5:1: route[0].limits.connections_max: [route.limits] has no key "connections_max". It belongs in [limits] or [port.limits] or [route.upstream_limits]."#,
     ),
     (
         "[gateway]\nshards = 1\nshards = 2\n",
