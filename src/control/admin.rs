@@ -36,6 +36,7 @@ use self::access::Denial;
 use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::protocol::closed_set;
+use crate::service::upstream::Group;
 
 /// What the admin endpoint tells of.
 pub struct AdminState {
@@ -45,6 +46,8 @@ pub struct AdminState {
     pub phase: watch::Receiver<Phase>,
     /// Where each port listens, in the order of the metrics' ports.
     pub ports: Vec<PortFacts>,
+    /// The upstreams of each route that relays.
+    pub groups: Vec<Arc<Group>>,
     /// Why the shards do not run on `io_uring`, where they were left the choice; filled once they have started.
     pub driver_fallback: OnceLock<String>,
     /// When the gateway started, by the clock of the control thread's runtime.

@@ -3,6 +3,8 @@
 //! It runs a small tokio runtime and never touches a client's socket.
 
 pub mod admin;
+mod health;
+mod names;
 mod shards;
 
 use std::fmt;
@@ -15,15 +17,17 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::admin::{AdminState, Phase, PortFacts};
 use self::shards::{Event, Shards};
-use crate::config::{Admin, Config, Port};
-use crate::metrics::Metrics;
+use crate::config::{Admin, Config, Port, Route};
+use crate::metrics::{Metrics, RouteLabels};
 use crate::net::driver::{Driver, NoRing};
 use crate::net::listen::{self, Listeners};
 use crate::net::{clock, heap, limits};
+use crate::service::upstream::Group;
 use crate::shard::{Mail, StartError};
 
 /// How long clients have to leave once the gateway was asked to stop; then they are cut.
@@ -32,8 +36,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often free memory is given back to the system.
 const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(5);
-/// Descriptors kept from clients: rings, listeners, mailboxes, the admin endpoint, and letting refused clients go.
-const DESCRIPTORS_RESERVED: u64 = 192;
+/// How many names are looked up at once: each takes a thread while the resolver waits.
+const LOOKUPS_MAX: usize = 16;
+/// Descriptors kept from clients: rings, listeners, mailboxes, the admin endpoint, letting refused clients go, and
+/// asking name servers and upstreams how they are.
+const DESCRIPTORS_RESERVED: u64 = 240;
 /// Descriptors that each shard takes besides: ring, timer, mailbox, reserve, lingering connections.
 const DESCRIPTORS_RESERVED_PER_SHARD: u64 = 40;
 
@@ -67,6 +74,8 @@ pub enum RunError {
         /// Which one.
         index: usize,
     },
+    /// What resolves or checks upstreams ended by itself.
+    UpstreamTaskEnded,
     /// Shards did not end when they were told to.
     Stuck,
 }
@@ -93,6 +102,8 @@ impl fmt::Display for RunError {
             Self::NoRing(reason) => write!(formatter, "io_uring was asked for and cannot be had: {reason}"),
             Self::System(error) => write!(formatter, "the system refused what a gateway needs: {error}"),
             Self::ShardEnded { index } => write!(formatter, "shard {index} ended by itself; this is a fault of ours"),
+            Self::UpstreamTaskEnded => formatter
+                .write_str("the upstreams are no longer resolved or checked; this is a fault of ours"),
             Self::Stuck => formatter.write_str("not every shard ended in time; this is a fault of ours"),
         }
     }
@@ -119,13 +130,19 @@ fn explain_bind(error: &io::Error) -> String {
 /// # Errors
 /// [`RunError`].
 pub fn run(config: Config) -> Result<(), RunError> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::System)?;
-    runtime.block_on(async {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(LOOKUPS_MAX)
+        .enable_all()
+        .build()
+        .map_err(RunError::System)?;
+    let outcome = runtime.block_on(async {
         let mut signals = Signals::new().map_err(RunError::System)?;
         let gateway = Gateway::start(config).await?;
         gateway.serve(&mut signals).await
-    })
+    });
+    // A lookup that is under way would hold up the end for as long as its name server is silent.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// A gateway that serves.
@@ -134,6 +151,8 @@ struct Gateway {
     phase: watch::Sender<Phase>,
     state: Arc<AdminState>,
     admin: Option<TcpListener>,
+    /// What resolves the names of upstreams and checks them; ends when dropped.
+    upstream_tasks: JoinSet<()>,
 }
 
 impl Gateway {
@@ -144,22 +163,26 @@ impl Gateway {
         let listeners = bind_ports(&config, shard_count)?;
         let admin = bind_admin(&config).await?;
         let labels = config.ports.iter().map(|port| port.label.clone()).collect();
-        let routes = config.routes.iter().map(|route| route.name.clone()).collect();
+        let routes = config.routes.iter().map(route_labels).collect();
         let metrics = Arc::new(Metrics::new(shard_count, labels, routes, clock::time_of_day()));
         let connections_max = connections_max(&config, descriptors, shard_count);
         let facts =
             config.ports.iter().zip(&listeners).map(|(port, listeners)| facts(port, listeners.as_ref()));
+        let groups: Vec<Option<Arc<Group>>> =
+            config.routes.iter().enumerate().map(|(index, route)| group(index, route, &metrics)).collect();
         let (phase, phases) = watch::channel(Phase::Starting);
         let state = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             phase: phases,
             ports: facts.collect(),
+            groups: groups.iter().flatten().cloned().collect(),
             driver_fallback: OnceLock::new(),
             started_at: Instant::now(),
             hosts: Vec::new(),
             token: config.admin.as_ref().and_then(|admin| admin.token.clone()),
         });
-        let mut shards = Shards::spawn(&config, listeners, shard_count, connections_max, &metrics)?;
+        let upstream_tasks = watch_upstreams(&config, &groups).await;
+        let mut shards = Shards::spawn(&config, listeners, shard_count, connections_max, &metrics, &groups)?;
         let started = shards.started().await;
         let started = match started {
             Ok(started) => started,
@@ -187,7 +210,7 @@ impl Gateway {
             metrics.port_state(port_index).set_up(shards.has_port(port_index));
         }
         phase.send_replace(Phase::Serving);
-        let gateway = Self { shards, phase, state, admin };
+        let gateway = Self { shards, phase, state, admin, upstream_tasks };
         gateway.announce(&config, driver, shard_count, connections_max);
         Ok(gateway)
     }
@@ -230,6 +253,8 @@ impl Gateway {
                 self.drain(signals).await
             }
             event = self.shards.next_event() => Err(RunError::ShardEnded { index: ended_index(&event) }),
+            // They have no end, so it was a panic.
+            Some(_) = self.upstream_tasks.join_next() => Err(RunError::UpstreamTaskEnded),
         };
         giving_back.abort();
         // Until here, so that the last that a scrape sees is how the drain went.
@@ -242,6 +267,8 @@ impl Gateway {
 
     async fn drain(&mut self, signals: &mut Signals) -> Result<(), RunError> {
         self.phase.send_replace(Phase::Draining);
+        // Nobody new comes who would need an upstream.
+        self.upstream_tasks.abort_all();
         for port_index in 0..self.state.ports.len() {
             let port = self.state.metrics.port_state(port_index);
             port.set_draining(port.is_up());
@@ -288,13 +315,16 @@ fn available_cores() -> usize {
     core_affinity::get_core_ids().map_or(1, |cores| cores.len().max(1))
 }
 
-/// How many connections the gateway takes: one for each descriptor that is left once its own are set aside.
+/// How many connections the gateway takes: one for each descriptor that is left once its own are set aside, or one for
+/// two where there are routes that relay, which takes another for the upstream.
 fn connections_max(config: &Config, descriptors: u64, shard_count: usize) -> u32 {
     let shard_count = shard_count as u64;
     let listeners = config.ports.len() as u64 * shard_count;
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_RESERVED_PER_SHARD * shard_count + listeners;
     // On a machine with hardly any descriptors half of them are better than none.
     let available = descriptors.saturating_sub(reserved).max(descriptors / 2);
+    let has_relays = config.routes.iter().any(|route| route.relay.is_some());
+    let available = if has_relays { available / 2 } else { available };
     u32::try_from(available).unwrap_or(u32::MAX)
 }
 
@@ -333,6 +363,32 @@ async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, RunError> {
             Ok(None)
         }
     }
+}
+
+fn route_labels(route: &Route) -> RouteLabels {
+    let upstreams = route.relay.iter().flat_map(|relay| &relay.upstreams);
+    RouteLabels {
+        route: route.name.clone(),
+        upstreams: upstreams.map(|upstream| upstream.name.clone()).collect(),
+    }
+}
+
+/// The upstreams of a route, where it relays.
+fn group(index: usize, route: &Route, metrics: &Metrics) -> Option<Arc<Group>> {
+    route.relay.as_ref().map(|relay| Group::new(&route.name, relay, metrics.upstream_states(index)))
+}
+
+/// Resolves the names of upstreams, and begins to watch over all of them.
+async fn watch_upstreams(config: &Config, groups: &[Option<Arc<Group>>]) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let relaying: Vec<_> = groups.iter().flatten().cloned().collect();
+    names::resolve(&relaying, config.gateway.resolve_interval, names::lookup, &mut tasks).await;
+    let checked = config.routes.iter().zip(groups).filter_map(|(route, group)| {
+        let health = route.relay.as_ref()?.health.as_ref()?;
+        Some((group.as_ref()?, health))
+    });
+    health::watch(checked, &mut tasks);
+    tasks
 }
 
 fn facts(port: &Port, listeners: Option<&Listeners>) -> PortFacts {

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::listen::Listeners;
 use crate::service::admission::Admission;
+use crate::service::upstream::Group;
 use crate::shard::{self, Listener, Mail, Mailbox, Setup, StartError, Started};
 
 /// What a shard's thread reports.
@@ -47,6 +48,7 @@ impl Shards {
         shard_count: usize,
         connections_max: u32,
         metrics: &Metrics,
+        groups: &[Option<Arc<Group>>],
     ) -> Result<Self, RunError> {
         // Each shard reports twice, so nobody ever waits for room.
         let (sender, events) = channel(2 * shard_count);
@@ -63,6 +65,13 @@ impl Shards {
                 core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
                 io_driver: config.gateway.io_driver,
                 config: Arc::clone(config),
+                upstreams: groups
+                    .iter()
+                    .enumerate()
+                    .map(|(route_index, group)| {
+                        Some((Arc::clone(group.as_ref()?), metrics.relay_cells(index, route_index)?))
+                    })
+                    .collect(),
                 listeners: Vec::new(),
                 admission: Arc::clone(&admission),
                 cells: metrics.shard_cells(index),
@@ -78,10 +87,12 @@ impl Shards {
             metrics.port_state(port_index).set_connections_limit(max.into());
             let admission = Admission::new(max);
             let Some(listeners) = listeners else { continue };
+            let number = listeners.address.port();
             for (setup, socket) in setups.iter_mut().zip(listeners.sockets) {
                 let cells = metrics.port_cells(setup.index, port_index);
                 setup.listeners.push(Listener {
                     port_index,
+                    number,
                     socket,
                     cells,
                     admission: Arc::clone(&admission),

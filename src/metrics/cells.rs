@@ -6,6 +6,7 @@ use super::labels::{
 };
 use super::outcome::{End, HandshakeResult};
 use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::frame::{Opcode, Tally};
 use crate::protocol::websocket::violation::ViolationKind;
 
 /// The cells of one port on one shard, written by that shard's thread alone.
@@ -32,6 +33,8 @@ pub struct PortCells {
     pub send_queue_bytes: Gauge,
     /// Panics caught, each of which ended its connection.
     pub panics: Counter,
+    /// Opening handshakes whose fields about the client came from somebody who is not believed.
+    pub forwarding_ignored: Counter,
     pub(super) ended: [Counter; End::COUNT],
     pub(super) handshakes: [Counter; HandshakeResult::COUNT],
     pub(super) closes: [[Counter; CloseCodeLabel::COUNT]; Initiator::COUNT],
@@ -66,6 +69,7 @@ impl PortCells {
             message_size: SizeHistogram::default(),
             send_queue_bytes: Gauge::default(),
             panics: Counter::default(),
+            forwarding_ignored: Counter::default(),
             ended: counters(),
             handshakes: counters(),
             closes: std::array::from_fn(|_| counters()),
@@ -143,6 +147,25 @@ impl PortCells {
     #[inline]
     pub fn wire_bytes(&self, direction: Direction) -> &Counter {
         &self.wire_bytes[direction.index()]
+    }
+
+    /// Counts one read's or one send's frames, messages and payload.
+    #[inline]
+    pub fn tally(&self, direction: Direction, tally: &Tally) {
+        for kind in FrameKind::ALL {
+            let frames = tally.frames[kind.index()];
+            if frames != 0 {
+                self.frames(direction, *kind).add(u64::from(frames));
+            }
+        }
+        self.messages(direction).add(u64::from(tally.messages));
+        self.payload_bytes(direction).add(tally.payload_bytes);
+    }
+
+    /// Counts one control frame of our own, of `wire_size` bytes in all.
+    pub fn own_frame(&self, opcode: Opcode, wire_size: usize) {
+        self.frames(Direction::Sent, FrameKind::ALL[opcode.index()]).increment();
+        self.wire_bytes(Direction::Sent).add(wire_size as u64);
     }
 
     /// Counts what became of a client that had stopped reading.

@@ -15,10 +15,11 @@ use super::families::{Definition, Family};
 use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
-use super::outcome::{End, HandshakeResult};
+use super::outcome::{ConnectResult, End, HandshakeResult};
 use super::process::ProcessUse;
 use super::totals::PortTotals;
-use super::{NO_ROUTE, Sources};
+use super::upstream::RelayTotals;
+use super::{NO_ROUTE, RelaySource, Sources};
 use crate::protocol::websocket::violation::ViolationKind;
 
 /// Collects everything that [`Family`] lists.
@@ -43,12 +44,14 @@ impl Collector for ShardCollector {
     fn collect(&self) -> Vec<MetricFamily> {
         let ports: Vec<(&str, PortTotals)> =
             self.sources.ports.iter().map(|port| (port.label.as_str(), port.totals(&self.sources))).collect();
+        let relays: Vec<(&RelaySource, RelayTotals)> =
+            self.sources.relays.iter().flatten().map(|relay| (relay, relay.totals())).collect();
         let process = ProcessUse::read();
         Family::ALL
             .iter()
             .map(|family| {
                 let mut series = Series { definition: family.definition(), metrics: Vec::new() };
-                self.collect_family(*family, &ports, process, &mut series);
+                self.collect_family(*family, &ports, &relays, process, &mut series);
                 series.into_family()
             })
             // A family without series is not a family in the text format.
@@ -63,9 +66,15 @@ impl ShardCollector {
         &self,
         family: Family,
         ports: &[(&str, PortTotals)],
+        relays: &[(&RelaySource, RelayTotals)],
         process: ProcessUse,
         series: &mut Series,
     ) {
+        let upstreams = || {
+            relays.iter().flat_map(|(relay, _)| {
+                relay.upstreams.iter().map(|(label, state)| (relay.route.as_str(), label.as_str(), &**state))
+            })
+        };
         match family {
             Family::ConnectionsAccepted => {
                 for (port, totals) in ports {
@@ -121,11 +130,12 @@ impl ShardCollector {
                 }
             }
             Family::Closes => {
+                let has_relays = !relays.is_empty();
                 for (port, totals) in ports {
                     for initiator in Initiator::ALL {
                         for code in CloseCodeLabel::ALL {
                             let count = totals.closes[initiator.index()][code.index()];
-                            if may_close(*initiator, *code) || count > 0 {
+                            if may_close(*initiator, *code, has_relays) || count > 0 {
                                 series.push(&[port, initiator.label(), code.label()], exact(count));
                             }
                         }
@@ -198,6 +208,33 @@ impl ShardCollector {
                     }
                 }
             }
+            Family::UpstreamConnects => {
+                for (relay, totals) in relays {
+                    for result in ConnectResult::ALL {
+                        series.push(&[&relay.route, result.label()], exact(totals.connects[result.index()]));
+                    }
+                }
+            }
+            Family::UpstreamConnectDuration => {
+                for (relay, totals) in relays {
+                    series.push_durations(&[&relay.route], &LATENCY_BOUNDS_NS, &totals.connect_duration);
+                }
+            }
+            Family::UpstreamHealthy => {
+                for (relay, upstream, state) in upstreams() {
+                    series.push(&[relay, upstream], truth(state.is_healthy()));
+                }
+            }
+            Family::UpstreamConnectionsActive => {
+                for (relay, upstream, state) in upstreams() {
+                    series.push(&[relay, upstream], f64::from(state.load().connections));
+                }
+            }
+            Family::UpstreamEjections => {
+                for (relay, upstream, state) in upstreams() {
+                    series.push(&[relay, upstream], exact(state.ejections()));
+                }
+            }
             Family::PortUp => {
                 for port in &self.sources.ports {
                     series.push(&[&port.label], truth(port.state.is_up()));
@@ -218,6 +255,11 @@ impl ShardCollector {
             Family::Panics => {
                 for (port, totals) in ports {
                     series.push(&[port], exact(totals.panics));
+                }
+            }
+            Family::ForwardingIgnored => {
+                for (port, totals) in ports {
+                    series.push(&[port], exact(totals.forwarding_ignored));
                 }
             }
             Family::ShardConnectionsActive => {
@@ -252,23 +294,25 @@ impl ShardCollector {
 
 /// Whether a Close by `initiator` with `code` can occur in this version, and so stands at zero from the start.
 ///
-/// A client may send every code; the gateway originates those that [`CloseCode`](crate::protocol::websocket::close)
-/// names as constants; there is no upstream yet.
-const fn may_close(initiator: Initiator, code: CloseCodeLabel) -> bool {
+/// A client may send every code, and so may an upstream where there is one; the gateway originates those that
+/// [`CloseCode`](crate::protocol::websocket::close) names as constants.
+const fn may_close(initiator: Initiator, code: CloseCodeLabel, has_relays: bool) -> bool {
     match initiator {
         Initiator::Client => true,
-        Initiator::Gateway => matches!(
-            code,
-            CloseCodeLabel::Normal
-                | CloseCodeLabel::GoingAway
-                | CloseCodeLabel::ProtocolError
-                | CloseCodeLabel::InvalidPayload
-                | CloseCodeLabel::PolicyViolation
-                | CloseCodeLabel::MessageTooBig
-                | CloseCodeLabel::InternalError
-                | CloseCodeLabel::ServiceRestart
-        ),
-        Initiator::Upstream => false,
+        Initiator::Gateway => {
+            matches!(
+                code,
+                CloseCodeLabel::Normal
+                    | CloseCodeLabel::GoingAway
+                    | CloseCodeLabel::ProtocolError
+                    | CloseCodeLabel::InvalidPayload
+                    | CloseCodeLabel::PolicyViolation
+                    | CloseCodeLabel::MessageTooBig
+                    | CloseCodeLabel::InternalError
+                    | CloseCodeLabel::ServiceRestart
+            ) || has_relays && matches!(code, CloseCodeLabel::BadGateway)
+        }
+        Initiator::Upstream => has_relays,
     }
 }
 

@@ -82,6 +82,16 @@ families! {
         "Bytes that wait to be sent to clients.";
     SlowClients COUNTER "ringway_slow_clients_total" ["port" "outcome"]
         "Clients that had stopped reading, by what became of them.";
+    UpstreamConnects COUNTER "ringway_upstream_connects_total" ["route" "result"]
+        "Attempts to get a client to an upstream, by what became of them.";
+    UpstreamConnectDuration HISTOGRAM "ringway_upstream_connect_duration_seconds" ["route"]
+        "Time from the first packet to an upstream until it has accepted the client, in seconds.";
+    UpstreamHealthy GAUGE "ringway_upstream_healthy" ["route" "upstream"]
+        "Whether the upstream gets connections: 1 or 0.";
+    UpstreamConnectionsActive GAUGE "ringway_upstream_connections_active" ["route" "upstream"]
+        "Connections to the upstream, those that are being made included.";
+    UpstreamEjections COUNTER "ringway_upstream_ejections_total" ["route" "upstream"]
+        "Times that the upstream was ejected after failures in a row; a trial that fails is no further one.";
     PortUp GAUGE "ringway_port_up" ["port"]
         "Whether the port accepts connections: 1 or 0.";
     PortDraining GAUGE "ringway_port_draining" ["port"]
@@ -90,6 +100,8 @@ families! {
         "Accepts that failed.";
     Panics COUNTER "ringway_panics_total" ["port"]
         "Panics caught, each of which ended one connection.";
+    ForwardingIgnored COUNTER "ringway_forwarding_ignored_total" ["port"]
+        "Opening handshakes with Forwarded or X-Forwarded fields of somebody who is not trusted.";
     ShardConnectionsActive GAUGE "ringway_shard_connections_active" ["shard"]
         "TCP connections on the shard that have not ended.";
     ShardCpu COUNTER "ringway_shard_cpu_seconds_total" ["shard"]

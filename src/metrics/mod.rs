@@ -11,6 +11,7 @@ mod labels;
 mod outcome;
 mod process;
 mod totals;
+mod upstream;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +19,7 @@ use std::time::SystemTime;
 
 use prometheus::{Registry, TextEncoder};
 
+use self::upstream::RelayTotals;
 use crate::config::NO_ROUTE;
 
 pub use cell::{Counter, DurationHistogram, Gauge, HistogramTotals, SizeHistogram};
@@ -27,9 +29,10 @@ pub use labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Driver, FrameKind, Initiator, SlowClientOutcome,
     StatusClass,
 };
-pub use outcome::{End, HandshakeResult};
+pub use outcome::{ConnectResult, End, HandshakeResult};
 pub use process::ProcessUse;
 pub use totals::PortTotals;
+pub use upstream::{Load, RelayCells, Standing, UpstreamState};
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -49,10 +52,15 @@ pub struct Metrics {
 impl Metrics {
     /// Cells at zero for every shard and port.
     ///
-    /// `ports` are the values of the `port` label and `routes` those of the `route` label, each in the order of the
+    /// `ports` are the values of the `port` label and `routes` say those of the `route` label, each in the order of the
     /// configuration and each value once; no route is called [`NO_ROUTE`].
     #[allow(clippy::missing_panics_doc, reason = "the table is constant")]
-    pub fn new(shard_count: usize, ports: Vec<String>, routes: Vec<String>, started: SystemTime) -> Self {
+    pub fn new(
+        shard_count: usize,
+        ports: Vec<String>,
+        routes: Vec<RouteLabels>,
+        started: SystemTime,
+    ) -> Self {
         let started_timestamp_seconds =
             started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |duration| duration.as_secs_f64());
         let ports = ports.into_iter().map(|label| PortSource {
@@ -63,7 +71,8 @@ impl Metrics {
         let sources = Arc::new(Sources {
             ports: ports.collect(),
             shards: (0..shard_count).map(|_| Arc::default()).collect(),
-            routes,
+            relays: routes.iter().map(|route| RelaySource::new(route, shard_count)).collect(),
+            routes: routes.into_iter().map(|route| route.route).collect(),
             driver: OnceLock::new(),
             started_timestamp_seconds,
         });
@@ -82,6 +91,17 @@ impl Metrics {
     /// The cells of one shard, for its thread to write.
     pub fn shard_cells(&self, shard_index: usize) -> Arc<ShardCells> {
         Arc::clone(&self.sources.shards[shard_index])
+    }
+
+    /// The cells of one route on one shard, for that shard's thread to write; `None` where the route does not relay.
+    pub fn relay_cells(&self, shard_index: usize, route_index: usize) -> Option<Arc<RelayCells>> {
+        self.sources.relays[route_index].as_ref().map(|relay| Arc::clone(&relay.shards[shard_index]))
+    }
+
+    /// The states of one route's upstreams, in the order of the configuration; none where the route does not relay.
+    pub fn upstream_states(&self, route_index: usize) -> impl Iterator<Item = Arc<UpstreamState>> {
+        let upstreams = self.sources.relays[route_index].iter().flat_map(|relay| &relay.upstreams);
+        upstreams.map(|(_, state)| Arc::clone(state))
     }
 
     /// The cells of every shard, to read.
@@ -126,6 +146,15 @@ impl Metrics {
             .encode_to_string(&self.registry.gather())
             .expect("families with series encode, and a string takes every write")
     }
+}
+
+/// The labels of one route.
+#[derive(Clone, Debug)]
+pub struct RouteLabels {
+    /// The `route` label.
+    pub route: String,
+    /// The `upstream` labels, each once; none where the route does not relay.
+    pub upstreams: Vec<String>,
 }
 
 /// The state of one port as its gauges show it.
@@ -173,6 +202,8 @@ struct Sources {
     ports: Vec<PortSource>,
     shards: Vec<Arc<ShardCells>>,
     routes: Vec<String>,
+    /// By the route's index.
+    relays: Vec<Option<RelaySource>>,
     driver: OnceLock<Driver>,
     started_timestamp_seconds: f64,
 }
@@ -186,6 +217,28 @@ struct PortSource {
 impl PortSource {
     fn totals(&self, sources: &Sources) -> PortTotals {
         PortTotals::read(&self.shards, sources.routes.len())
+    }
+}
+
+/// A route that relays.
+struct RelaySource {
+    route: String,
+    upstreams: Vec<(String, Arc<UpstreamState>)>,
+    shards: Vec<Arc<RelayCells>>,
+}
+
+impl RelaySource {
+    fn new(labels: &RouteLabels, shard_count: usize) -> Option<Self> {
+        let upstreams = labels.upstreams.iter().map(|label| (label.clone(), Arc::default()));
+        (!labels.upstreams.is_empty()).then(|| Self {
+            route: labels.route.clone(),
+            upstreams: upstreams.collect(),
+            shards: (0..shard_count).map(|_| Arc::default()).collect(),
+        })
+    }
+
+    fn totals(&self) -> RelayTotals {
+        RelayTotals::read(self.shards.iter().map(|cells| &**cells))
     }
 }
 

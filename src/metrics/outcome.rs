@@ -1,4 +1,9 @@
-//! How connections end and how handshakes fare: the closed sets behind the funnel.
+//! How connections end, how handshakes fare, and what became of attempts to reach an upstream: the closed sets behind
+//! the funnel.
+
+use std::io;
+
+use rustix::io::Errno;
 
 use crate::protocol::closed_set;
 use crate::protocol::http::refusal::Refusal;
@@ -79,6 +84,88 @@ closed_set! {
     }
 }
 
+closed_set! {
+    /// What became of one attempt to get a client to an upstream.
+    pub enum ConnectResult {
+        /// The upstream accepted: a verified 101, or for `tcp` the connection.
+        Opened => "opened",
+        /// The upstream answered the opening handshake with an HTTP status other than 101.
+        Answered => "answered",
+        /// Nobody listens there (ECONNREFUSED, or no such Unix socket), or its queue is full.
+        Refused => "refused",
+        /// No way leads there (EHOSTUNREACH, ENETUNREACH).
+        Unreachable => "unreachable",
+        /// The connection was not made within the connect timeout.
+        TimedOut => "timed_out",
+        /// The upstream was silent, or not done, when the handshake timeout passed.
+        HandshakeTimedOut => "handshake_timed_out",
+        /// The upstream ended or reset the connection before it had answered.
+        Reset => "reset",
+        /// The upstream's answer broke a rule of HTTP or of the handshake.
+        BadHandshake => "bad_handshake",
+        /// No local port is left for this upstream (EADDRNOTAVAIL): it takes more source addresses.
+        NoPort => "no_port",
+        /// The process or the system has no descriptor left (EMFILE, ENFILE).
+        NoDescriptor => "no_descriptor",
+        /// Any other error of the system.
+        Failed => "failed",
+        /// The client left before the outcome was known.
+        Abandoned => "abandoned",
+        /// None was tried: those that are healthy have as many connections as they may.
+        Full => "full",
+        /// None was tried: all are ejected, or found bad by checks.
+        Unhealthy => "unhealthy",
+        /// None was tried: no address is known for their names.
+        Unresolved => "unresolved",
+    }
+}
+
+impl ConnectResult {
+    /// What an error of `connect(2)`, or of the connection before the answer, comes to.
+    pub fn of_error(error: &io::Error) -> Self {
+        match error.kind() {
+            // A Unix socket whose queue is full says EAGAIN at once.
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound | io::ErrorKind::WouldBlock => {
+                Self::Refused
+            }
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => Self::Unreachable,
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => Self::Reset,
+            io::ErrorKind::AddrNotAvailable => Self::NoPort,
+            _ => match Errno::from_io_error(error) {
+                Some(Errno::MFILE | Errno::NFILE) => Self::NoDescriptor,
+                _ => Self::Failed,
+            },
+        }
+    }
+
+    /// Whether it is a failure that speaks against the upstream, rather than against this machine or the client.
+    pub const fn is_upstreams_fault(self) -> bool {
+        match self {
+            Self::Refused
+            | Self::Unreachable
+            | Self::TimedOut
+            | Self::HandshakeTimedOut
+            | Self::Reset
+            | Self::BadHandshake => true,
+            Self::Opened
+            | Self::Answered
+            | Self::NoPort
+            | Self::NoDescriptor
+            | Self::Failed
+            | Self::Abandoned
+            | Self::Full
+            | Self::Unhealthy
+            | Self::Unresolved => false,
+        }
+    }
+}
+
 impl From<Refusal> for HandshakeResult {
     fn from(refusal: Refusal) -> Self {
         match refusal {
@@ -101,6 +188,32 @@ impl From<Refusal> for HandshakeResult {
                 Self::UpstreamUnavailable
             }
             Refusal::Draining { .. } => Self::Draining,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_are_told_apart() {
+        for (errno, result) in [
+            (Errno::CONNREFUSED, ConnectResult::Refused),
+            (Errno::NOENT, ConnectResult::Refused),
+            (Errno::AGAIN, ConnectResult::Refused),
+            (Errno::HOSTUNREACH, ConnectResult::Unreachable),
+            (Errno::NETUNREACH, ConnectResult::Unreachable),
+            (Errno::TIMEDOUT, ConnectResult::TimedOut),
+            (Errno::CONNRESET, ConnectResult::Reset),
+            (Errno::PIPE, ConnectResult::Reset),
+            (Errno::ADDRNOTAVAIL, ConnectResult::NoPort),
+            (Errno::MFILE, ConnectResult::NoDescriptor),
+            (Errno::NFILE, ConnectResult::NoDescriptor),
+            (Errno::ACCESS, ConnectResult::Failed),
+        ] {
+            let error = io::Error::from(errno);
+            assert_eq!(ConnectResult::of_error(&error), result, "{error}");
         }
     }
 }

@@ -13,11 +13,18 @@ fn two_of_each() -> Metrics {
     let metrics = Metrics::new(
         2,
         vec!["80".to_owned(), "443".to_owned()],
-        vec!["echo".to_owned(), "page".to_owned()],
+        vec![route("echo", &[]), route("page", &["ws://a:80", "ws://b:80"])],
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
     );
     metrics.set_driver(Driver::IoUring);
     metrics
+}
+
+fn route(route: &str, upstreams: &[&str]) -> RouteLabels {
+    RouteLabels {
+        route: route.to_owned(),
+        upstreams: upstreams.iter().map(|&name| name.to_owned()).collect(),
+    }
 }
 
 /// The samples of a scrape by series, having checked that no series stands twice.
@@ -85,7 +92,10 @@ fn closed_sets_stand_at_zero_from_the_start() {
     let results = samples.keys().filter(|series| series.starts_with("ringway_handshakes_total")).count();
     assert_eq!(results, 2 * HandshakeResult::COUNT);
     let closes = samples.keys().filter(|series| series.starts_with("ringway_closes_total")).count();
-    assert_eq!(closes, 2 * (CloseCodeLabel::COUNT + 8));
+    assert_eq!(closes, 2 * (2 * CloseCodeLabel::COUNT + 9));
+    let connects =
+        samples.keys().filter(|series| series.starts_with("ringway_upstream_connects_total")).count();
+    assert_eq!(connects, ConnectResult::COUNT, "one route relays");
 }
 
 /// Counts something of every kind on the first port, from both shards.
@@ -116,6 +126,15 @@ fn count_everything(metrics: &Metrics) {
     second.slow_client(SlowClientOutcome::Cut);
     second.accept_error(AcceptErrorReason::Descriptors);
     second.panics.increment();
+    let relays = [0, 1].map(|shard_index| metrics.relay_cells(shard_index, 1).unwrap());
+    relays[0].connect(ConnectResult::Refused);
+    relays[1].connect(ConnectResult::Refused);
+    relays[1].connect(ConnectResult::Opened);
+    let upstreams: Vec<_> = metrics.upstream_states(1).collect();
+    upstreams[0].set_has_address(true);
+    assert!(upstreams[0].enter(Load { connections: 9, connecting: 9 }));
+    upstreams[1].set_has_address(true);
+    assert!(upstreams[1].fail(1, 500));
     metrics.port_state(0).set_up(true);
     metrics.port_state(1).set_draining(true);
     metrics.port_state(1).set_connections_limit(19_000);
@@ -151,6 +170,12 @@ fn sums_are_over_shards_and_apart_for_each_port() {
         ("ringway_slow_clients_total{port=\"80\",outcome=\"cut\"}", 1.0),
         ("ringway_accept_errors_total{port=\"80\",reason=\"descriptors\"}", 1.0),
         ("ringway_panics_total{port=\"80\"}", 1.0),
+        ("ringway_upstream_connects_total{route=\"page\",result=\"refused\"}", 2.0),
+        ("ringway_upstream_connects_total{route=\"page\",result=\"opened\"}", 1.0),
+        ("ringway_upstream_healthy{route=\"page\",upstream=\"ws://a:80\"}", 1.0),
+        ("ringway_upstream_healthy{route=\"page\",upstream=\"ws://b:80\"}", 0.0),
+        ("ringway_upstream_connections_active{route=\"page\",upstream=\"ws://a:80\"}", 1.0),
+        ("ringway_upstream_ejections_total{route=\"page\",upstream=\"ws://b:80\"}", 1.0),
         ("ringway_port_up{port=\"80\"}", 1.0),
         ("ringway_port_up{port=\"443\"}", 0.0),
         ("ringway_port_draining{port=\"443\"}", 1.0),
@@ -174,6 +199,8 @@ fn histograms_are_cumulative_and_in_base_units() {
     metrics.port_cells(0, 0).handshake_duration.observe(Duration::from_micros(500));
     metrics.port_cells(1, 0).handshake_duration.observe(Duration::from_micros(501));
     metrics.port_cells(1, 0).handshake_duration.observe(Duration::from_secs(11));
+    metrics.relay_cells(0, 1).unwrap().connect_duration.observe(Duration::from_millis(3));
+    metrics.relay_cells(1, 1).unwrap().connect_duration.observe(Duration::from_secs(1));
     metrics.port_cells(0, 0).message_size.observe_bytes(64);
     metrics.port_cells(1, 0).message_size.observe_bytes(16 << 20);
     metrics.port_cells(1, 0).connection_duration.observe(Duration::from_secs(86_400));
@@ -185,6 +212,8 @@ fn histograms_are_cumulative_and_in_base_units() {
         ("ringway_handshake_duration_seconds_bucket{port=\"80\",le=\"+Inf\"}", 3.0),
         ("ringway_handshake_duration_seconds_count{port=\"80\"}", 3.0),
         ("ringway_handshake_duration_seconds_sum{port=\"80\"}", 11.001_001),
+        ("ringway_upstream_connect_duration_seconds_bucket{route=\"page\",le=\"0.005\"}", 1.0),
+        ("ringway_upstream_connect_duration_seconds_sum{route=\"page\"}", 1.003),
         ("ringway_message_size_bytes_bucket{port=\"80\",le=\"64\"}", 1.0),
         ("ringway_message_size_bytes_bucket{port=\"80\",le=\"4194304\"}", 1.0),
         ("ringway_message_size_bytes_bucket{port=\"80\",le=\"16777216\"}", 2.0),

@@ -34,6 +34,7 @@ pub struct PortTotals {
     pub slow_clients: [u64; SlowClientOutcome::COUNT],
     pub accept_errors: [u64; AcceptErrorReason::COUNT],
     pub panics: u64,
+    pub forwarding_ignored: u64,
 }
 
 impl PortTotals {
@@ -74,6 +75,7 @@ impl PortTotals {
             slow_clients: [0; _],
             accept_errors: [0; _],
             panics: 0,
+            forwarding_ignored: 0,
         }
     }
 
@@ -104,6 +106,7 @@ impl PortTotals {
         add_all(&mut self.slow_clients, &cells.slow_clients);
         add_all(&mut self.accept_errors, &cells.accept_errors);
         self.panics += cells.panics.get();
+        self.forwarding_ignored += cells.forwarding_ignored.get();
     }
 }
 

@@ -89,6 +89,8 @@ mod tests {
             resources: Resources::new(metrics.shard_cells(0), Driver::Epoll),
             cells: metrics.port_cells(0, 0),
             limits: Limits::DEFAULT,
+            number: 80,
+            proxies: None,
             admissions: [Admission::new(1), Admission::new(2)],
         };
         (Rc::new(port), metrics)

@@ -12,14 +12,14 @@ use std::time::Duration;
 use super::client::Client;
 use super::echo;
 use super::place::{Phase, Place};
-use crate::metrics::{Direction, End, FrameKind, Initiator, PortCells};
+use crate::metrics::{Direction, End, Initiator};
 use crate::net::clock;
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::endpoint::{Endpoint, Event};
 use crate::protocol::websocket::exchange::{Exchange, Outgoing, Payload};
-use crate::protocol::websocket::frame::{self, Opcode, Tally};
+use crate::protocol::websocket::frame::{self, Opcode};
 use crate::protocol::websocket::keepalive::{Due, Keepalive};
 use crate::protocol::websocket::rate::Allowance;
 use crate::protocol::websocket::violation::Violation;
@@ -220,8 +220,8 @@ impl Messages {
             self.keepalive.message = now;
         }
         let cells = self.place.cells();
-        count(cells, Direction::Received, &exchange.received);
-        count(cells, Direction::Sent, &exchange.replied);
+        cells.tally(Direction::Received, &exchange.received);
+        cells.tally(Direction::Sent, &exchange.replied);
         let outgoing = exchange.finish();
         match &self.kept {
             None => self.kept = fresh.boxed(),
@@ -329,7 +329,7 @@ impl Messages {
         let close = [&code.get().to_be_bytes()[..], b"ping timeout"].concat();
         let mut frame = Vec::new();
         frame::append(&mut frame, Opcode::Close, true, &close, None);
-        count_control_frame(self.place.cells(), Opcode::Close, frame.len());
+        self.place.cells().own_frame(Opcode::Close, frame.len());
         let _ = self.client.stream.send_now(&frame);
         self.client.stream.finish();
         Some(End::PongTimeout)
@@ -385,7 +385,7 @@ impl Messages {
         cells.wire_bytes(Direction::Received).add(size as u64);
         let mut exchange = Exchange::new(&mut scratch[..size]);
         let event = endpoint.receive(&self.place.rules, &mut exchange);
-        count(cells, Direction::Received, &exchange.received);
+        cells.tally(Direction::Received, &exchange.received);
         match event {
             Ok(None) => Awaited::Nothing,
             Ok(Some(_)) => Awaited::Close,
@@ -401,7 +401,7 @@ impl Messages {
     async fn send_frame(&self, opcode: Opcode, payload: &[u8]) -> Result<(), End> {
         let mut frame = Vec::with_capacity(payload.len() + 2);
         frame::append(&mut frame, opcode, true, payload, None);
-        count_control_frame(self.place.cells(), opcode, frame.len());
+        self.place.cells().own_frame(opcode, frame.len());
         let sent = self.client.stream.send_now(&frame).map_err(|Gone| End::ClientGone)?;
         if sent < frame.len() {
             self.client.flush(&frame[sent..], self.place.write_timeout).await?;
@@ -467,25 +467,6 @@ fn converse(
         }
     }
     Ok(Heard::Nothing)
-}
-
-/// Counts one read's or one send's frames.
-#[inline]
-fn count(cells: &PortCells, direction: Direction, tally: &Tally) {
-    for kind in FrameKind::ALL {
-        let frames = tally.frames[kind.index()];
-        if frames != 0 {
-            cells.frames(direction, *kind).add(u64::from(frames));
-        }
-    }
-    cells.messages(direction).add(u64::from(tally.messages));
-    cells.payload_bytes(direction).add(tally.payload_bytes);
-}
-
-/// Counts one control frame of our own.
-fn count_control_frame(cells: &PortCells, opcode: Opcode, wire_size: usize) {
-    cells.frames(Direction::Sent, FrameKind::ALL[opcode.index()]).increment();
-    cells.wire_bytes(Direction::Sent).add(wire_size as u64);
 }
 
 /// Counts the round trip of the Ping that this Pong answers; `false` where it answers none of ours.

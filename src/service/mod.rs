@@ -9,7 +9,8 @@ pub mod life;
 pub mod messages;
 pub mod page;
 pub mod place;
+pub mod upstream;
 
 pub use client::Client;
 pub use life::Life;
-pub use place::{Phase, Place, Port, Resources};
+pub use place::{Phase, Place, Port, Resources, Upstreams, retry_after_s};

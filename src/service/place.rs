@@ -5,9 +5,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
+use ipnet::IpNet;
+
 use super::admission::Admission;
-use crate::config::{Limits, Service};
-use crate::metrics::{PortCells, ShardCells};
+use super::upstream::Group;
+use crate::config::{Limits, Relay, Service};
+use crate::metrics::{PortCells, RelayCells, ShardCells};
 use crate::net::driver::Driver;
 use crate::net::pool::Pool;
 use crate::net::random::Random;
@@ -18,6 +21,18 @@ use crate::net::turn::{AfterOthers, Turnstile};
 use crate::protocol::websocket::frame::{Role, Rules};
 use crate::protocol::websocket::keepalive::Patience;
 use crate::protocol::websocket::rate::Rates;
+
+/// When refused clients are to come again: a few seconds, not the same for all, lest they come back as a wave.
+pub fn retry_after_s() -> u32 {
+    thread_local! {
+        static NEXT: Cell<u32> = const { Cell::new(0) };
+    }
+    NEXT.with(|next| {
+        let turn = next.get();
+        next.set((turn + 1) % 8);
+        2 + turn
+    })
+}
 
 /// How far a shard has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,8 +171,23 @@ pub struct Port {
     pub cells: Arc<PortCells>,
     /// The limits that hold before a route is known.
     pub limits: Limits,
+    /// Its number.
+    pub number: u16,
+    /// From where connections must come that begin with a PROXY header; `None` where none does.
+    pub proxies: Option<Vec<IpNet>>,
     /// The port's own limit on connections, and the gateway's.
     pub admissions: [Arc<Admission>; 2],
+}
+
+/// The upstreams of a route that relays.
+#[derive(Debug)]
+pub struct Upstreams {
+    /// Which of them a client goes to.
+    pub group: Arc<Group>,
+    /// What the shard counts for them.
+    pub cells: Arc<RelayCells>,
+    /// How they are treated.
+    pub relay: Relay,
 }
 
 /// One route, as one port on one shard serves it: limits resolved, in the units in which they are used.
@@ -179,11 +209,19 @@ pub struct Place {
     pub write_timeout: Tick,
     /// How long the closing handshake may take.
     pub close_timeout: Tick,
+    /// There exactly where the service relays.
+    pub upstreams: Option<Upstreams>,
 }
 
 impl Place {
     /// A route with its limits, as a port serves it.
-    pub fn new(port: Rc<Port>, route_index: usize, service: Service, limits: &Limits) -> Rc<Self> {
+    pub fn new(
+        port: Rc<Port>,
+        route_index: usize,
+        service: Service,
+        limits: &Limits,
+        upstreams: Option<Upstreams>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             port,
             route_index,
@@ -207,6 +245,7 @@ impl Place {
             },
             write_timeout: ticks(limits.write_timeout),
             close_timeout: ticks(limits.close_timeout),
+            upstreams,
         })
     }
 

@@ -5,13 +5,13 @@ use std::fs::File;
 use std::rc::Rc;
 
 use super::connection;
-use super::table::{Table, retry_after_s};
+use super::table::Table;
 use crate::metrics::{AcceptErrorReason, Direction, End, HandshakeResult};
 use crate::net::accept::{Accepted, Acceptor};
 use crate::net::stream::Stream;
 use crate::net::timers::{NEVER, Tick, Timer};
 use crate::protocol::http::refusal::Refusal;
-use crate::service::{Life, Phase};
+use crate::service::{Life, Phase, retry_after_s};
 
 /// How many connections are taken before those that are open get their turn.
 const BATCH: u32 = 64;

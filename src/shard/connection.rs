@@ -9,7 +9,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::table::{Table, retry_after_s};
+use super::table::Table;
 use crate::config::Service;
 use crate::metrics::{Direction, End, HandshakeResult};
 use crate::net::clock;
@@ -23,7 +23,7 @@ use crate::protocol::http::scan::HeadScan;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
 use crate::route::policy;
 use crate::service::messages::Messages;
-use crate::service::{Client, Life, Phase, Place, Port, page};
+use crate::service::{Client, Life, Phase, Place, Port, page, retry_after_s};
 
 /// A connection whose request has not been answered yet.
 struct Connection {

@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use self::accept::Reserve;
 use self::table::Table;
 use crate::config::{Config, IoDriver};
-use crate::metrics::{PortCells, ShardCells};
+use crate::metrics::{PortCells, RelayCells, ShardCells};
 use crate::net::accept::Acceptor;
 use crate::net::clock;
 use crate::net::driver::{Driver, NoRing, ShardRuntime};
@@ -25,6 +25,7 @@ use crate::net::timers::TICK;
 use crate::net::wake::Counted;
 use crate::route::Router;
 use crate::service::admission::Admission;
+use crate::service::upstream::Group;
 use crate::service::{Phase, Port, Resources};
 
 pub use self::mailbox::{Inbox, Mail, Mailbox, Stopped, mailbox};
@@ -40,6 +41,8 @@ pub struct Setup {
     pub io_driver: IoDriver,
     /// The configuration.
     pub config: Arc<Config>,
+    /// The upstreams of each route, and what is counted for them; `None` for a route that does not relay.
+    pub upstreams: Vec<Option<(Arc<Group>, Arc<RelayCells>)>>,
     /// Its listeners, with what belongs to each.
     pub listeners: Vec<Listener>,
     /// The limit of the whole gateway on connections.
@@ -55,6 +58,8 @@ pub struct Setup {
 pub struct Listener {
     /// The port's index in the configuration.
     pub port_index: usize,
+    /// The port's number, known now even where the kernel chose it.
+    pub number: u16,
     /// The listening socket.
     pub socket: OwnedFd,
     /// The port's counters on this shard.
@@ -130,9 +135,11 @@ impl Shard {
                 resources: Rc::clone(&resources),
                 cells: listener.cells,
                 limits: setup.config.ports[listener.port_index].limits,
+                number: listener.number,
+                proxies: setup.config.ports[listener.port_index].proxy_protocol.clone(),
                 admissions: [listener.admission, Arc::clone(&setup.admission)],
             });
-            let table = Table::new(&setup.config, &router, listener.port_index, port);
+            let table = Table::new(&setup.config, &setup.upstreams, &router, listener.port_index, port);
             acceptors.push((table, Acceptor::new(listener.socket, driver)?));
         }
         Ok(Self { resources, acceptors, inbox: setup.inbox.bind()?, ticks: Counted::ticks(TICK)?, driver })

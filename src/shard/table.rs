@@ -1,26 +1,15 @@
 //! What a connection of one port is looked up in: its routes, its policy, its limits.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::{Config, Route};
+use crate::metrics::RelayCells;
 use crate::protocol::http::origin::OriginRef;
 use crate::protocol::http::request::RequestHead;
 use crate::route::{Router, policy};
-use crate::service::{Place, Port};
-
-/// When refused clients are to come again: a few seconds, not the same for all, lest they come back as a wave.
-pub(super) fn retry_after_s() -> u32 {
-    thread_local! {
-        static NEXT: Cell<u32> = const { Cell::new(0) };
-    }
-    NEXT.with(|next| {
-        let turn = next.get();
-        next.set((turn + 1) % 8);
-        2 + turn
-    })
-}
+use crate::service::upstream::Group;
+use crate::service::{Place, Port, Upstreams};
 
 /// One port of one configuration, as one shard looks things up in it.
 #[derive(Debug)]
@@ -36,13 +25,19 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(
         config: &Arc<Config>,
+        upstreams: &[Option<(Arc<Group>, Arc<RelayCells>)>],
         router: &Rc<Router>,
         port_index: usize,
         port: Rc<Port>,
     ) -> Rc<Self> {
         let routes = config.routes.iter().enumerate();
         let places = routes.map(|(route_index, route)| {
-            Place::new(Rc::clone(&port), route_index, route.service, &config.limits(port_index, route_index))
+            let upstreams =
+                upstreams[route_index].as_ref().zip(route.relay.as_ref()).map(|((group, cells), relay)| {
+                    Upstreams { group: Arc::clone(group), cells: Arc::clone(cells), relay: relay.clone() }
+                });
+            let limits = config.limits(port_index, route_index);
+            Place::new(Rc::clone(&port), route_index, route.service, &limits, upstreams)
         });
         Rc::new(Self {
             places: places.collect(),

@@ -10,9 +10,10 @@ use serde::{Serialize, Serializer};
 use super::{AdminState, PortFacts};
 use crate::metrics::{
     AcceptErrorReason, COMMIT, CloseCodeLabel, Direction, Driver, End, HandshakeResult, HistogramTotals,
-    Initiator, PortState, PortTotals, ProcessUse, SlowClientOutcome, StatusClass, VERSION,
+    Initiator, PortState, PortTotals, ProcessUse, SlowClientOutcome, Standing, StatusClass, VERSION,
 };
 use crate::protocol::websocket::violation::ViolationKind;
+use crate::service::upstream::{self, Address, Group};
 
 /// `/api/v1/status`.
 #[derive(Serialize)]
@@ -27,6 +28,7 @@ pub(super) struct Status<'a> {
     process: Process,
     shards: Vec<Shard>,
     ports: Vec<Port<'a>>,
+    upstreams: Vec<Upstream<'a>>,
 }
 
 impl<'a> Status<'a> {
@@ -58,6 +60,11 @@ impl<'a> Status<'a> {
                 .map(|(index, (label, facts))| {
                     Port::new(label, *facts, metrics.port_state(index), &metrics.port_totals(index))
                 })
+                .collect(),
+            upstreams: state
+                .groups
+                .iter()
+                .flat_map(|group| group.upstreams().iter().map(|upstream| Upstream::new(group, upstream)))
                 .collect(),
         }
     }
@@ -162,6 +169,41 @@ impl<'a> Port<'a> {
                 &totals.accept_errors,
             ),
             panics: totals.panics,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Upstream<'a> {
+    route: &'a str,
+    #[serde(rename = "upstream")]
+    name: &'a str,
+    /// Those of its name at present, or the one that was written.
+    addresses: Vec<String>,
+    healthy: bool,
+    /// Why not, in words.
+    fault: Option<String>,
+    ejected: bool,
+    ejections: u64,
+    connections_active: u32,
+    /// Of these, the ones that are being made.
+    connections_in_progress: u32,
+}
+
+impl<'a> Upstream<'a> {
+    fn new(group: &'a Group, upstream: &'a upstream::Upstream) -> Self {
+        let state = upstream.state();
+        let load = state.load();
+        Self {
+            route: group.route(),
+            name: upstream.name(),
+            addresses: upstream.addresses().iter().map(Address::to_string).collect(),
+            healthy: state.is_healthy(),
+            fault: upstream.fault(),
+            ejected: !matches!(state.standing(), Standing::Used { .. }),
+            ejections: state.ejections(),
+            connections_active: load.connections,
+            connections_in_progress: load.connecting,
         }
     }
 }

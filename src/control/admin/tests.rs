@@ -9,7 +9,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::metrics::{Driver, End};
+use crate::config::UpstreamAddress;
+use crate::metrics::{ConnectResult, Driver, End, RouteLabels};
+use crate::service::upstream::{Tried, fixture};
 
 /// A served endpoint, and what steers it.
 struct Served {
@@ -22,11 +24,20 @@ struct Served {
 
 async fn served(token: Option<&str>) -> Served {
     let (phase, phase_seen) = watch::channel(Phase::Serving);
-    let metrics = Metrics::new(1, vec!["80".to_owned()], vec!["echo".to_owned()], SystemTime::UNIX_EPOCH);
+    let names = ["127.0.0.1:9001", "chat.example:80"];
+    let upstreams = names.map(str::to_owned).to_vec();
+    let routes = vec![RouteLabels { route: "chat".to_owned(), upstreams }];
+    let metrics = Metrics::new(1, vec!["80".to_owned()], routes, SystemTime::UNIX_EPOCH);
+    let relay = fixture::relay([
+        UpstreamAddress::Socket(names[0].parse().unwrap()),
+        UpstreamAddress::Name { host: "chat.example".to_owned(), port: 80 },
+    ]);
+    let group = Group::new("chat", &relay, metrics.upstream_states(0));
     let state = Arc::new(AdminState {
         metrics: Arc::new(metrics),
         phase: phase_seen,
         ports: vec![PortFacts { number: 80, address: Ipv4Addr::UNSPECIFIED.into() }],
+        groups: vec![group],
         driver_fallback: OnceLock::new(),
         started_at: Instant::now(),
         hosts: vec!["edge.example".to_owned()],
@@ -247,6 +258,41 @@ async fn the_status_counts_what_the_metrics_count() {
     assert_eq!(port["handshake_duration_seconds"], serde_json::json!({ "count": 1, "sum": 0.002 }));
     assert_eq!(port["http_requests"]["4xx"], 1);
     assert_eq!(port["closes"], serde_json::json!([{ "initiator": "client", "code": "none", "count": 1 }]));
+}
+
+#[tokio::test]
+async fn the_status_tells_which_upstreams_are_used_and_why_others_are_not() {
+    let served = served(None).await;
+    let group = &served.state.groups[0];
+    let attempt = group.choose(None, &mut Tried::default(), 0).unwrap();
+    group.set_lookup_fault(1, "no such name".to_owned());
+    let upstreams = || async {
+        let status: Value = serde_json::from_str(&get(&served, "/api/v1/status").await.2).unwrap();
+        status["upstreams"].clone()
+    };
+    assert_eq!(
+        upstreams().await,
+        serde_json::json!([
+            {
+                "route": "chat", "upstream": "127.0.0.1:9001", "addresses": ["127.0.0.1:9001"],
+                "healthy": true, "fault": null, "ejected": false, "ejections": 0,
+                "connections_active": 1, "connections_in_progress": 1,
+            },
+            {
+                "route": "chat", "upstream": "chat.example:80", "addresses": [],
+                "healthy": false, "fault": "no such name", "ejected": false, "ejections": 0,
+                "connections_active": 0, "connections_in_progress": 0,
+            },
+        ])
+    );
+    attempt.failed(ConnectResult::Refused, 0);
+    for _ in 1..3 {
+        let attempt = group.choose(None, &mut Tried::default(), 0).unwrap();
+        attempt.failed(ConnectResult::TimedOut, 0);
+    }
+    let ejected = &upstreams().await[0];
+    assert_eq!((&ejected["healthy"], &ejected["ejected"]), (&false.into(), &true.into()));
+    assert_eq!(ejected["fault"], "connections failed, the latest: timed_out");
 }
 
 #[tokio::test]

@@ -1,0 +1,288 @@
+//! Checks of upstreams, made without a client.
+//!
+//! Each upstream has a task of its own. A check goes the way that a client's connection would go: to the address, from
+//! the source. It changes something only after as many equal outcomes in a row as the route demands.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::config::upstream::{Health, HealthKind};
+use crate::metrics::VERSION;
+use crate::net::clock;
+use crate::protocol::http::field_storage;
+use crate::protocol::http::response::ResponseHead;
+use crate::protocol::http::scan::HeadScan;
+use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::frame::{self, Opcode};
+use crate::protocol::websocket::handshake::client::{
+    ClientRequest, RESPONSE_FIELD_COUNT_MAX, RESPONSE_HEAD_SIZE_MAX, ResponseFault,
+};
+use crate::service::upstream::{Address, Group};
+
+/// First checks are spread over this time, or over the interval where that is shorter.
+const FIRST_CHECKS_SPREAD: Duration = Duration::from_secs(1);
+/// How many checks are under way at once, since each takes a descriptor, of those that are kept from clients.
+pub(super) const CHECKS_MAX: usize = 32;
+/// What is read at a time.
+const READ_SIZE: usize = 4096;
+/// How many interim responses (1xx) an answer may have before it.
+const INTERIM_COUNT_MAX: u32 = 8;
+/// How long a WebSocket server that has passed its check is given to answer a Close and end the connection.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many bytes a WebSocket server may send while it is waited for to answer a Close.
+const FAREWELL_SIZE_MAX: usize = 64 * 1024;
+
+/// Begins to check the upstreams of these routes, in `tasks`.
+pub(super) fn watch<'a>(
+    checked: impl IntoIterator<Item = (&'a Arc<Group>, &'a Health)>,
+    tasks: &mut JoinSet<()>,
+) {
+    let places = Arc::new(Semaphore::new(CHECKS_MAX));
+    for (group, health) in checked {
+        for index in 0..group.upstreams().len() {
+            tasks.spawn(keep_checking(Arc::clone(group), index, health.clone(), Arc::clone(&places)));
+        }
+    }
+}
+
+/// Why a check failed.
+#[derive(Debug)]
+enum CheckFault {
+    /// It did not end in time.
+    TimedOut,
+    /// It could not connect.
+    Connect(io::Error),
+    /// The connection broke before the answer.
+    Broken(io::Error),
+    /// The upstream ended the connection before the answer.
+    Ended,
+    /// Another status than was expected.
+    Status(u16),
+    /// The answer breaks a rule of HTTP.
+    Malformed,
+    /// The answer does not accept the opening handshake.
+    Handshake(ResponseFault),
+}
+
+impl fmt::Display for CheckFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut => formatter.write_str("the check did not end in time"),
+            Self::Connect(error) => write!(formatter, "connecting failed: {error}"),
+            Self::Broken(error) => write!(formatter, "the connection broke: {error}"),
+            Self::Ended => formatter.write_str("it ended the connection without an answer"),
+            Self::Status(status) => write!(formatter, "it answered {status}"),
+            Self::Malformed => formatter.write_str("its answer is not HTTP/1"),
+            Self::Handshake(fault) => fault.fmt(formatter),
+        }
+    }
+}
+
+async fn keep_checking(group: Arc<Group>, index: usize, health: Health, places: Arc<Semaphore>) {
+    let random = RandomState::new();
+    let mut tally = Tally { health, is_good: true, in_row: 0 };
+    let interval = tally.health.interval;
+    let mut next = Instant::now() + interval.min(FIRST_CHECKS_SPREAD).mul_f64(fraction(&random, 0));
+    for count in 1_u64.. {
+        sleep_until(next).await;
+        // A tenth more or less, so that checks by several gateways, or of many upstreams, do not fall into step.
+        next += interval.mul_f64(0.9 + 0.2 * fraction(&random, count));
+        next = next.max(Instant::now());
+        let outcome = {
+            let _place = places.acquire().await.expect("the semaphore is never closed");
+            check(&group, index, &tally.health).await
+        };
+        let Some(verdict) = outcome.and_then(|outcome| tally.take(outcome)) else { continue };
+        let (route, upstream) = (group.route(), group.upstreams()[index].name());
+        match verdict {
+            Ok(()) => {
+                if group.set_checked(index, None, clock::monotonic_ms()) {
+                    tracing::info!(route, upstream, "an upstream is healthy again: its checks succeed");
+                }
+            }
+            Err(fault) => {
+                let fault = fault.to_string();
+                if group.set_checked(index, Some(fault.clone()), clock::monotonic_ms()) {
+                    tracing::warn!(route, upstream, fault, "an upstream is unhealthy: its checks fail");
+                }
+            }
+        }
+    }
+}
+
+/// A fraction from 0 to 1, another one for each count and each process.
+fn fraction(random: &RandomState, count: u64) -> f64 {
+    let bits = u32::try_from(random.hash_one(count) >> 32).expect("32 bits are left");
+    f64::from(bits) / f64::from(u32::MAX)
+}
+
+/// Equal outcomes in a row.
+struct Tally {
+    health: Health,
+    /// What the checks so far come to.
+    is_good: bool,
+    /// How many of the latest outcomes say otherwise.
+    in_row: u32,
+}
+
+impl Tally {
+    /// Takes in an outcome; returns what the checks come to where that changes. A fault that goes on is returned too,
+    /// since its reason may be another.
+    fn take(&mut self, outcome: Result<(), CheckFault>) -> Option<Result<(), CheckFault>> {
+        if outcome.is_ok() == self.is_good {
+            self.in_row = 0;
+            return outcome.is_err().then_some(outcome);
+        }
+        self.in_row += 1;
+        let needed = if self.is_good { self.health.unhealthy_after } else { self.health.healthy_after };
+        if self.in_row < needed.get() {
+            return None;
+        }
+        self.is_good = !self.is_good;
+        self.in_row = 0;
+        Some(outcome)
+    }
+}
+
+/// Checks an upstream once; `None` where no address is known, and there is nothing to check. Of several addresses one
+/// that is good is enough; each gets its share of the time.
+async fn check(group: &Group, index: usize, health: &Health) -> Option<Result<(), CheckFault>> {
+    let addresses = group.upstreams()[index].addresses();
+    let share = health.timeout / u32::try_from(addresses.len().max(1)).expect("addresses are bounded");
+    let mut outcome = None;
+    for address in &addresses {
+        let checked = timeout(share, check_address(group, index, address, &health.kind)).await;
+        let checked = checked.unwrap_or(Err(CheckFault::TimedOut));
+        let is_good = checked.is_ok();
+        outcome = Some(checked);
+        if is_good {
+            break;
+        }
+    }
+    outcome
+}
+
+async fn check_address(
+    group: &Group,
+    index: usize,
+    address: &Address,
+    kind: &HealthKind,
+) -> Result<(), CheckFault> {
+    match address {
+        Address::Socket(socket) => {
+            let stream = connect(group.source(index, *socket), *socket).await;
+            let host = match group.upstreams()[index].host() {
+                Some((host, 80)) => host.to_owned(),
+                Some((host, port)) => format!("{host}:{port}"),
+                None => socket.to_string(),
+            };
+            check_stream(stream.map_err(CheckFault::Connect)?, &host, kind).await
+        }
+        Address::Unix(path) => {
+            let stream = UnixStream::connect(path).await.map_err(CheckFault::Connect)?;
+            check_stream(stream, "localhost", kind).await
+        }
+    }
+}
+
+async fn connect(source: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(source) = source {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    socket.connect(to).await
+}
+
+async fn check_stream<S>(stream: S, host: &str, kind: &HealthKind) -> Result<(), CheckFault>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match kind {
+        HealthKind::Tcp => Ok(()),
+        HealthKind::Http { path } => check_http(stream, host, path).await,
+        HealthKind::WebSocket { path } => check_websocket(stream, host, path).await,
+    }
+}
+
+/// Asks for a path, and expects a status from 200 to 399. The body is not read.
+async fn check_http<S>(mut stream: S, host: &str, path: &str) -> Result<(), CheckFault>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: ringway/{VERSION}\r\nAccept: */*\r\n\
+         Connection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.map_err(CheckFault::Broken)?;
+    let mut received = Vec::new();
+    for _ in 0..=INTERIM_COUNT_MAX {
+        let mut scan = HeadScan::new(RESPONSE_HEAD_SIZE_MAX, RESPONSE_FIELD_COUNT_MAX);
+        let head_size = loop {
+            match scan.scan(&received).map_err(|_| CheckFault::Malformed)? {
+                Some(size) => break size,
+                None => receive(&mut stream, &mut received).await?,
+            }
+        };
+        let mut storage = field_storage();
+        let head = ResponseHead::parse(&received[..head_size], &mut storage);
+        match head.map_err(|_| CheckFault::Malformed)?.status {
+            // An interim response: the answer is still to come.
+            100 | 102..=199 => drop(received.drain(..head_size)),
+            200..=399 => return Ok(()),
+            status => return Err(CheckFault::Status(status)),
+        }
+    }
+    Err(CheckFault::Malformed)
+}
+
+/// Does an opening handshake, and then leaves as a client ought to.
+async fn check_websocket<S>(mut stream: S, host: &str, path: &str) -> Result<(), CheckFault>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let random =
+        u128::from(RandomState::new().hash_one(0)) << 64 | u128::from(RandomState::new().hash_one(1));
+    let request =
+        ClientRequest { target: path, host, key: random.to_be_bytes(), subprotocols: &[], fields: &[] };
+    let mut head = Vec::new();
+    request.write(&mut head);
+    stream.write_all(&head).await.map_err(CheckFault::Broken)?;
+    let mut received = Vec::new();
+    while request.verify_response(&received).map_err(CheckFault::Handshake)?.is_none() {
+        receive(&mut stream, &mut received).await?;
+    }
+    // The outcome is known. How the server leaves is its own affair, but it gets its Close and time to answer.
+    let mut close = Vec::new();
+    let code = CloseCode::NORMAL.get().to_be_bytes();
+    frame::append(&mut close, Opcode::Close, true, &code, Some([1, 2, 3, 4]));
+    let _ = stream.write_all(&close).await;
+    let _ = timeout(FAREWELL_TIMEOUT, async {
+        received.clear();
+        while received.len() < FAREWELL_SIZE_MAX && receive(&mut stream, &mut received).await.is_ok() {}
+    })
+    .await;
+    Ok(())
+}
+
+/// Waits for more bytes and appends them.
+async fn receive(stream: &mut (impl AsyncRead + Unpin), received: &mut Vec<u8>) -> Result<(), CheckFault> {
+    received.reserve(READ_SIZE);
+    match stream.read_buf(received).await {
+        Ok(0) => Err(CheckFault::Ended),
+        Ok(_) => Ok(()),
+        Err(error) => Err(CheckFault::Broken(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
