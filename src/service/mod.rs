@@ -7,8 +7,10 @@ pub mod client;
 pub mod echo;
 pub mod life;
 pub mod messages;
+pub mod opening;
 pub mod page;
 pub mod place;
+pub mod relay;
 pub mod upstream;
 
 pub use client::Client;

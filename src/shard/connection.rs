@@ -1,28 +1,34 @@
 //! One connection, from accept to its end:
 //!
-//! accepted → request head, parsed in place → route → policy → a 101 and the route's service, or an HTTP answer → its
-//! one end. PROXY headers and TLS will stand between the first two.
+//! accepted → PROXY header, where the port has one → request head, parsed in place → route → policy → a 101 and the
+//! route's service, or an HTTP answer → its one end. TLS will stand before the request head.
 //!
 //! Most heads are there when the connection is accepted, so the first look is taken at once; only where bytes are
 //! missing does a task wait for them. The open connection is a task of its own, which keeps nothing of the handshake.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::table::Table;
-use crate::config::Service;
+use crate::config::{Relay, Route, Service};
 use crate::metrics::{Direction, End, HandshakeResult};
 use crate::net::clock;
 use crate::net::contain::{contain, contain_now};
 use crate::net::stream::{Gone, Received, Stream};
 use crate::net::timers::{Tick, ticks};
 use crate::protocol::http::field_storage;
+use crate::protocol::http::forward::{RequestPassage, Sender};
 use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::{BodyFraming, RequestHead};
 use crate::protocol::http::scan::HeadScan;
+use crate::protocol::proxy_protocol;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
-use crate::route::policy;
+use crate::route::policy::{self, is_within};
 use crate::service::messages::Messages;
+use crate::service::opening::{self, Asking, Interruption, Outcome, Question};
+use crate::service::relay::{self, Content, Early, Upstream};
 use crate::service::{Client, Life, Phase, Place, Port, page, retry_after_s};
 
 /// A connection whose request has not been answered yet.
@@ -30,8 +36,12 @@ struct Connection {
     client: Client,
     table: Rc<Table>,
     scan: HeadScan,
-    /// What has arrived of a head that was not there at once.
+    /// What has arrived of a head that was not there at once, the PROXY header's before it.
     head: Vec<u8>,
+    /// True exactly while a PROXY header must come first.
+    awaits_proxy: bool,
+    /// The client's address as a PROXY header gave it.
+    proxied: Option<SocketAddr>,
     /// When the handshake began: at accept, or on a kept connection with the first bytes of its request.
     began: Instant,
     /// When the head must have arrived. Bytes that arrive do not move it.
@@ -48,12 +58,23 @@ enum Step {
     Wait,
     /// It is a WebSocket now; these bytes followed the head.
     Open { place: Rc<Place>, unsent: Vec<u8>, early: Option<Box<[u8]>> },
+    /// An upstream is asked before the client is answered.
+    Ask { place: Rc<Place>, asking: Box<Asking>, early: Vec<u8> },
+    /// The upstream has accepted: the two are connected now.
+    Relay { place: Rc<Place>, unsent: Vec<u8>, relayed: Box<Relayed> },
     /// A request was answered and the connection stays; what followed its head is the next one's.
     Again { unsent: Vec<u8> },
     /// Nothing more is served: the client is to end the connection, which ends so.
     Leave { unsent: Vec<u8>, end: End },
     /// There is nobody left.
     Gone(End),
+}
+
+/// What a client is connected to.
+struct Relayed {
+    upstream: Upstream,
+    content: Content,
+    early: Early,
 }
 
 /// Takes an accepted connection over, and answers it at once where its head is there.
@@ -65,6 +86,9 @@ pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
     contain_now(|| {
         if !is_admitted {
             return refuse_at_limit(client, table);
+        }
+        if !is_from_a_proxy(&client, table) {
+            return refuse_stranger(client);
         }
         let mut connection = Connection::new(client, table);
         match connection.look() {
@@ -84,6 +108,8 @@ impl Connection {
             table: Rc::clone(table),
             scan: HeadScan::new(port.limits.request_head_size_max, port.limits.request_head_count_max),
             head: Vec::new(),
+            awaits_proxy: port.proxies.is_some(),
+            proxied: None,
             began: clock::now(),
             deadline,
             has_answered: false,
@@ -106,6 +132,14 @@ impl Connection {
                 Step::Open { place, unsent, early } => match self.flush(&unsent).await {
                     Ok(()) => {
                         return open(self.client, place, early);
+                    }
+                    Err(end) => Step::Gone(end),
+                },
+                Step::Ask { place, asking, early } => Box::pin(self.ask(place, *asking, early)).await,
+                Step::Relay { place, unsent, relayed } => match self.flush(&unsent).await {
+                    Ok(()) => {
+                        let Relayed { upstream, content, early } = *relayed;
+                        return relay::spawn(self.client, upstream, place, &content, early);
                     }
                     Err(end) => Step::Gone(end),
                 },
@@ -149,7 +183,9 @@ impl Connection {
         match self.client.stream.receive_now(&mut scratch) {
             Received::Bytes(size) => {
                 self.table.port().cells.wire_bytes(Direction::Received).add(size as u64);
-                if self.head.is_empty() {
+                if self.awaits_proxy {
+                    self.read_proxy(&scratch[..size])
+                } else if self.head.is_empty() {
                     if self.has_answered {
                         // A further request begins with its first byte, not with the silence before it.
                         self.began = clock::now();
@@ -163,6 +199,23 @@ impl Connection {
             Received::Nothing => Step::Wait,
             Received::End | Received::Reset if self.has_answered => Step::Gone(End::HttpDone),
             Received::End | Received::Reset => Step::Gone(End::ClientGone),
+        }
+    }
+
+    /// Reads the PROXY header, and what follows it as the client's own bytes.
+    fn read_proxy(&mut self, bytes: &[u8]) -> Step {
+        self.head.extend_from_slice(bytes);
+        match proxy_protocol::parse(&self.head) {
+            Ok(Some(header)) => {
+                self.proxied = header.addresses.map(|addresses| addresses.client);
+                self.awaits_proxy = false;
+                let rest = self.head.split_off(header.size);
+                self.head = Vec::new();
+                if rest.is_empty() { self.wait_for_more() } else { self.read(&rest) }
+            }
+            Ok(None) => self.wait_for_more(),
+            // It may be anything but HTTP, so nobody would understand an answer.
+            Err(_) => Step::Gone(End::ProxyHeaderInvalid),
         }
     }
 
@@ -225,7 +278,9 @@ impl Connection {
             return self.refuse(refusal, route_index, head.is_head());
         }
         match (request, place.service) {
-            (Request::Opening(opening), Service::Echo) => self.accept(&opening, head, place, rest),
+            (Request::Opening(opening), service) if service.is_websocket() => {
+                self.accept(&opening, head, place, rest)
+            }
             (Request::Opening(_), _) => self.refuse(Refusal::NoRoute, route_index, false),
             (Request::Plain, Service::Page) => self.page(head, place, rest),
             (Request::Plain, _) if matches!(head.method(), "GET" | "HEAD") => {
@@ -249,18 +304,113 @@ impl Connection {
         if !policy::allows_origin(&route.origins, opening.origin(), self.table.same_origin(head)) {
             return self.refuse(Refusal::OriginNotAllowed, Some(place.route_index), false);
         }
-        let mut answer = Vec::with_capacity(256);
-        handshake::write_accept(&mut answer, opening.key(), opening.select_subprotocol(&route.subprotocols));
+        let answer = || {
+            let mut answer = Vec::with_capacity(256);
+            handshake::write_accept(
+                &mut answer,
+                opening.key(),
+                opening.select_subprotocol(&route.subprotocols),
+            );
+            answer
+        };
+        let Some(upstreams) = &place.upstreams else {
+            self.count_accepted(place);
+            return match self.send(answer()) {
+                Ok(unsent) => {
+                    let early = if rest.is_empty() { None } else { Some(rest.into()) };
+                    Step::Open { place: Rc::clone(place), unsent, early }
+                }
+                Err(Gone) => Step::Gone(End::ClientGone),
+            };
+        };
+        let Some(peer) = self.proxied.or_else(|| self.client.stream.peer_address()) else {
+            return Step::Gone(End::ClientGone);
+        };
+        let is_trusted = |address| is_within(&route.trusted, address);
+        let sender = Sender::of(head, peer.ip().to_canonical(), is_trusted);
+        if sender.has_ignored() {
+            self.table.port().cells.forwarding_ignored.increment();
+        }
+        let question = if place.service == Service::Tcp {
+            Question::Nothing { answer: answer() }
+        } else {
+            match self.question(head, route, &upstreams.relay, sender) {
+                Ok(question) => question,
+                Err(refusal) => return self.refuse(refusal, Some(place.route_index), false),
+            }
+        };
+        let hash = opening::stickiness(upstreams.group.balance(), head, sender.client());
+        Step::Ask {
+            place: Rc::clone(place),
+            asking: Box::new(Asking { question, hash }),
+            early: rest.to_vec(),
+        }
+    }
+
+    /// What a WebSocket server is asked for a client.
+    fn question(
+        &self,
+        head: &RequestHead<'_>,
+        route: &Route,
+        relay: &Relay,
+        sender: Sender,
+    ) -> Result<Question, Refusal> {
+        let path: Cow<'_, str> = match &relay.upstream_path {
+            Some(upstream_path) => route.path.rewrite(head.path(), upstream_path).into(),
+            None => head.path().into(),
+        };
+        let passage = RequestPassage {
+            path: &path,
+            sender,
+            is_secure: self.table.is_secure(),
+            port: self.table.public_port(),
+            edits: relay.request_headers.view(),
+            random: self.client.resources().random.bytes(),
+        };
+        let mut request = Vec::with_capacity(1024);
+        passage.write(head, &mut request)?;
+        Ok(Question::Head(request))
+    }
+
+    /// Counts an opening handshake that is accepted.
+    fn count_accepted(&self, place: &Place) {
         let cells = &self.table.port().cells;
         cells.handshake(HandshakeResult::Accepted);
         cells.handshake_duration.observe(clock::now().saturating_duration_since(self.began));
         cells.http_request(Some(place.route_index), 101);
-        match self.send(answer) {
-            Ok(unsent) => {
-                let early = if rest.is_empty() { None } else { Some(rest.into()) };
-                Step::Open { place: Rc::clone(place), unsent, early }
+    }
+
+    /// Asks an upstream, and answers the client with what came of it.
+    async fn ask(&mut self, place: Rc<Place>, asking: Asking, from_client: Vec<u8>) -> Step {
+        let upstreams = place.upstreams.as_ref().expect("a service that relays has upstreams");
+        let route_index = Some(place.route_index);
+        match opening::open(&self.client, upstreams, asking).await {
+            Outcome::Open { upstream, answer, content, early } => {
+                self.count_accepted(&place);
+                let early = Early { from_client, from_upstream: early };
+                match self.send(answer) {
+                    Ok(unsent) => {
+                        let relayed = Box::new(Relayed { upstream, content, early });
+                        Step::Relay { place, unsent, relayed }
+                    }
+                    Err(Gone) => Step::Gone(End::ClientGone),
+                }
             }
-            Err(Gone) => Step::Gone(End::ClientGone),
+            Outcome::Refused(refused) => {
+                let cells = &self.table.port().cells;
+                cells.handshake(HandshakeResult::UpstreamRefused);
+                cells.http_request(route_index, refused.status);
+                match refused.pass_on(&self.client, &place).await {
+                    Ok(()) => Step::Leave { unsent: Vec::new(), end: End::Refused },
+                    Err(end) => Step::Gone(end),
+                }
+            }
+            Outcome::Unavailable(refusal) => self.refuse(refusal, route_index, false),
+            Outcome::Abandoned(Interruption::Draining) => {
+                self.refuse(Refusal::Draining { retry_after_s: retry_after_s() }, route_index, false)
+            }
+            Outcome::Abandoned(Interruption::Cutting) => Step::Gone(End::Shutdown),
+            Outcome::Abandoned(Interruption::ClientGone) => Step::Gone(End::ClientGone),
         }
     }
 
@@ -312,6 +462,7 @@ impl Connection {
         let end = match result {
             HandshakeResult::Timeout => End::HandshakeTimeout,
             HandshakeResult::Limit | HandshakeResult::Rate => End::Limit,
+            HandshakeResult::UpstreamUnavailable => End::UpstreamUnavailable,
             _ => End::Refused,
         };
         match self.send(answer) {
@@ -323,6 +474,7 @@ impl Connection {
     /// The deadline has passed with no whole head.
     fn time_out(&mut self) -> Step {
         match (self.head.is_empty(), self.has_answered) {
+            (false, _) if self.awaits_proxy => Step::Gone(End::ProxyHeaderInvalid),
             // Somebody who asked for something is told; silence is answered with the end of the connection.
             (false, _) => self.refuse(Refusal::Timeout, None, asks_for_head_alone(&self.head)),
             (true, true) => Step::Leave { unsent: Vec::new(), end: End::HttpDone },
@@ -375,6 +527,18 @@ impl Connection {
 /// Whether these bytes begin a HEAD request, be it one that cannot be parsed (RFC 9110 section 9.3.2).
 fn asks_for_head_alone(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"HEAD ")
+}
+
+/// Whether a connection comes from where this port expects its PROXY headers from, if it expects any.
+fn is_from_a_proxy(client: &Client, table: &Table) -> bool {
+    table.port().proxies.as_ref().is_none_or(|networks| {
+        client.stream.peer_address().is_some_and(|peer| is_within(networks, peer.ip()))
+    })
+}
+
+/// Ends a connection that comes from elsewhere: what it says of its client cannot be believed.
+fn refuse_stranger(mut client: Client) {
+    client.life.end(End::ProxyHeaderInvalid);
 }
 
 /// Counts a handshake that is in progress.

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::{Config, Route};
+use crate::config::{Config, Route, Scheme};
 use crate::metrics::RelayCells;
 use crate::protocol::http::origin::OriginRef;
 use crate::protocol::http::request::RequestHead;
@@ -60,6 +60,17 @@ impl Table {
     /// The route as it is configured.
     pub(super) fn route(&self, place: &Place) -> &Route {
         &self.config.routes[place.route_index]
+    }
+
+    /// The port that clients connect to, as they see it.
+    pub(super) fn public_port(&self) -> u16 {
+        let port = &self.config.ports[self.port_index];
+        port.public_port.unwrap_or(self.port.number)
+    }
+
+    /// Whether clients speak TLS to what they connect to.
+    pub(super) fn is_secure(&self) -> bool {
+        self.config.ports[self.port_index].public_scheme == Some(Scheme::Wss)
     }
 
     /// The Origin of a page that came from where this request went, as the client sees it.

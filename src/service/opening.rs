@@ -1,0 +1,408 @@
+//! The way to an upstream: one is chosen, connected to and, where it speaks WebSocket, asked with the client's own key.
+//!
+//! The client is answered only after that, so whatever goes wrong here is still told with a status.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use super::client::Client;
+use super::place::{Phase, Place, Upstreams, retry_after_s};
+use super::relay::{Content, Upstream};
+use super::upstream::{Address, Attempt, Lease, Tried, Unavailable, sticky_hash};
+use crate::config::upstream::Balance;
+use crate::metrics::{ConnectResult, Direction, End};
+use crate::net::clock;
+use crate::net::connect::{Connect, KeepAlive};
+use crate::net::stream::{Gone, Received, Stream};
+use crate::net::timers::{TICKS_PER_S, Tick, ticks};
+use crate::protocol::http::body::BodyWalker;
+use crate::protocol::http::field_storage;
+use crate::protocol::http::forward::response;
+use crate::protocol::http::refusal::Refusal;
+use crate::protocol::http::request::RequestHead;
+use crate::protocol::http::response::ResponseHead;
+use crate::protocol::http::scan::HeadScan;
+use crate::protocol::websocket::frame::RESERVED_BITS;
+use crate::protocol::websocket::handshake::client::{RESPONSE_FIELD_COUNT_MAX, RESPONSE_HEAD_SIZE_MAX};
+use crate::protocol::websocket::handshake::upstream::{self, Answer};
+use crate::protocol::websocket::handshake::{self, Request};
+
+/// How many interim responses an upstream may send before the one that counts.
+const INTERIM_MAX: u32 = 8;
+
+/// How an upstream is looked after that says nothing: about as patiently as a client is by pings.
+const KEEP_ALIVE: KeepAlive = KeepAlive {
+    after: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    probes: 3,
+    acknowledge_within: Duration::from_secs(60),
+};
+
+/// What an upstream is asked for a client.
+#[derive(Debug)]
+pub struct Asking {
+    /// What it is asked.
+    pub question: Question,
+    /// What the upstream depends on, where clients stick to one ([`stickiness`]).
+    pub hash: Option<u64>,
+}
+
+/// What an upstream is asked.
+#[derive(Debug)]
+pub enum Question {
+    /// A WebSocket server: the whole head of the opening handshake.
+    Head(Vec<u8>),
+    /// A byte stream: nothing. The client's answer is known already.
+    Nothing {
+        /// The head of the 101.
+        answer: Vec<u8>,
+    },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The upstream takes the client.
+    Open {
+        /// Its connection.
+        upstream: Upstream,
+        /// The head of the 101 for the client.
+        answer: Vec<u8>,
+        /// What it speaks.
+        content: Content,
+        /// What followed the head of its response.
+        early: Vec<u8>,
+    },
+    /// The upstream answered with a refusal of its own.
+    Refused(Box<Refused>),
+    /// No upstream could be had.
+    Unavailable(Refusal),
+    /// The shard or the client has left meanwhile.
+    Abandoned(Interruption),
+}
+
+/// What ends the wait for an upstream before its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// The shard drains.
+    Draining,
+    /// The shard cuts its connections.
+    Cutting,
+    /// The client has ended its connection.
+    ClientGone,
+}
+
+/// An upstream's refusal on its way to the client.
+#[derive(Debug)]
+pub struct Refused {
+    /// The status code.
+    pub status: u16,
+    /// The head for the client, and what has come of the body.
+    first: Vec<u8>,
+    body: BodyWalker,
+    stream: Stream,
+    _lease: Lease,
+}
+
+/// What the choice of an upstream depends on for this request, where clients stick to one; `None` where it does not, or
+/// where the request lacks it.
+pub fn stickiness(balance: &Balance, head: &RequestHead<'_>, client: IpAddr) -> Option<u64> {
+    match balance {
+        Balance::RoundRobin | Balance::LeastConnections => None,
+        Balance::Address => Some(match client.to_canonical() {
+            IpAddr::V4(address) => sticky_hash(&address.octets()),
+            IpAddr::V6(address) => sticky_hash(&address.octets()),
+        }),
+        Balance::Cookie(name) => head.values("cookie").find_map(|cookies| {
+            // RFC 6265 section 4.2.1.
+            cookies.split(|byte| *byte == b';').find_map(|pair| {
+                let (found, value) = pair.trim_ascii().split_at_checked(name.len())?;
+                (found == name.as_bytes()).then(|| value.strip_prefix(b"=")).flatten().map(sticky_hash)
+            })
+        }),
+        Balance::Header(name) => head.values(name).next().map(sticky_hash),
+    }
+}
+
+/// Gets an upstream for a client that keeps all rules and policies.
+///
+/// Another upstream is tried where a connection cannot be made, and never after a byte was sent.
+pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Outcome {
+    let mut tried = Tried::default();
+    let mut latest = None;
+    let (attempt, stream, began) = loop {
+        let attempt = match upstreams.group.choose(asking.hash, &mut tried, clock::monotonic_ms()) {
+            Ok(attempt) => attempt,
+            Err(unavailable) => {
+                if let Some(result) = unavailable.result() {
+                    upstreams.cells.connect(result);
+                }
+                return Outcome::Unavailable(refusal_of(unavailable, latest));
+            }
+        };
+        let began = clock::now();
+        match connect(client, &attempt, ticks(upstreams.relay.limits.connect_timeout)).await {
+            Ok(stream) => break (attempt, stream, began),
+            Err(Fault::Interrupted(interruption)) => {
+                upstreams.cells.connect(ConnectResult::Abandoned);
+                return Outcome::Abandoned(interruption);
+            }
+            Err(Fault::Failed(result)) => {
+                upstreams.cells.connect(result);
+                attempt.failed(result, clock::monotonic_ms());
+                latest = Some(result);
+            }
+        }
+    };
+    let answered = match asking.question {
+        Question::Nothing { answer } => {
+            Ok(Answered::Accepted { answer, content: Content::Bytes, early: Vec::new() })
+        }
+        Question::Head(head) => {
+            let timeout = ticks(upstreams.relay.limits.handshake_timeout);
+            ask(client, upstreams, &stream, &head, timeout).await
+        }
+    };
+    match answered {
+        Ok(Answered::Accepted { answer, content, early }) => {
+            upstreams.cells.connect(ConnectResult::Opened);
+            upstreams.cells.connect_duration.observe(clock::now().saturating_duration_since(began));
+            let lease = attempt.opened(clock::monotonic_ms());
+            Outcome::Open { upstream: Upstream { stream, lease }, answer, content, early }
+        }
+        Ok(Answered::Refused { status, first, body }) => {
+            upstreams.cells.connect(ConnectResult::Answered);
+            let lease = attempt.opened(clock::monotonic_ms());
+            Outcome::Refused(Box::new(Refused { status, first, body, stream, _lease: lease }))
+        }
+        Err(Fault::Interrupted(interruption)) => {
+            upstreams.cells.connect(ConnectResult::Abandoned);
+            Outcome::Abandoned(interruption)
+        }
+        Err(Fault::Failed(result)) => {
+            upstreams.cells.connect(result);
+            attempt.failed(result, clock::monotonic_ms());
+            Outcome::Unavailable(refusal_of(Unavailable::Exhausted, Some(result)))
+        }
+    }
+}
+
+impl Refused {
+    /// Passes the refusal on to the client.
+    ///
+    /// # Errors
+    /// How the connection ended before all of it was passed on.
+    pub async fn pass_on(mut self, client: &Client, place: &Place) -> Result<(), End> {
+        let mut part = std::mem::take(&mut self.first);
+        let timeout = place.write_timeout;
+        let deadline = client.resources().timers.after(timeout);
+        loop {
+            place.cells().wire_bytes(Direction::Sent).add(part.len() as u64);
+            let sent = client.stream.send_now(&part).map_err(|Gone| End::ClientGone)?;
+            if sent < part.len() {
+                client.flush(&part[sent..], timeout).await?;
+            }
+            if self.body.is_complete() {
+                return Ok(());
+            }
+            part.clear();
+            let received = receive(client, &self.stream, deadline).await.map_err(|fault| match fault {
+                Fault::Interrupted(Interruption::ClientGone) => End::ClientGone,
+                Fault::Interrupted(Interruption::Draining | Interruption::Cutting) => End::Shutdown,
+                Fault::Failed(_) => End::UpstreamGone,
+            })?;
+            // A body that is cut short cannot be told from a whole one but by the end of the connection.
+            let Some(bytes) = received else {
+                return self.body.end().map_err(|_| End::UpstreamGone);
+            };
+            let walked = self.body.walk(&bytes).map_err(|_| End::UpstreamGone)?;
+            part.extend_from_slice(&bytes[..walked.size]);
+        }
+    }
+}
+
+/// What an upstream answered.
+enum Answered {
+    Accepted { answer: Vec<u8>, content: Content, early: Vec<u8> },
+    Refused { status: u16, first: Vec<u8>, body: BodyWalker },
+}
+
+/// Why an upstream did not answer.
+enum Fault {
+    Failed(ConnectResult),
+    Interrupted(Interruption),
+}
+
+/// Connects to the upstream of an attempt.
+async fn connect(client: &Client, attempt: &Attempt, timeout: Tick) -> Result<Stream, Fault> {
+    let options = Connect { source: attempt.source(), keep_alive: Some(KEEP_ALIVE), reset_on_close: false };
+    let deadline = client.resources().timers.after(timeout);
+    let connected = match attempt.address() {
+        Address::Socket(address) => wait(client, deadline, options.to(*address)).await,
+        Address::Unix(path) => wait(client, deadline, options.to_unix(path)).await,
+    };
+    match connected {
+        Ok(Some(Ok(stream))) => Ok(stream),
+        Ok(Some(Err(error))) => Err(Fault::Failed(ConnectResult::of_error(&error))),
+        Ok(None) => Err(Fault::Failed(ConnectResult::TimedOut)),
+        Err(interruption) => Err(Fault::Interrupted(interruption)),
+    }
+}
+
+/// Passes the client's opening handshake on, and judges the response.
+async fn ask(
+    client: &Client,
+    upstreams: &Upstreams,
+    stream: &Stream,
+    request: &[u8],
+    timeout: Tick,
+) -> Result<Answered, Fault> {
+    let deadline = client.resources().timers.after(timeout);
+    send(client, stream, request, deadline).await?;
+    let mut received = Vec::new();
+    let mut interim_count = 0;
+    let mut scan = HeadScan::new(RESPONSE_HEAD_SIZE_MAX, RESPONSE_FIELD_COUNT_MAX);
+    loop {
+        match scan.scan(&received) {
+            Ok(Some(head_size)) => {
+                if let Some(answered) = judge(upstreams, request, &received, head_size)? {
+                    return Ok(answered);
+                }
+                interim_count += 1;
+                if interim_count > INTERIM_MAX {
+                    return Err(Fault::Failed(ConnectResult::BadHandshake));
+                }
+                received.drain(..head_size);
+                scan = HeadScan::new(RESPONSE_HEAD_SIZE_MAX, RESPONSE_FIELD_COUNT_MAX);
+                continue;
+            }
+            Ok(None) => {}
+            Err(_) => return Err(Fault::Failed(ConnectResult::BadHandshake)),
+        }
+        match receive(client, stream, deadline).await? {
+            Some(bytes) => received.extend_from_slice(&bytes),
+            None => return Err(Fault::Failed(ConnectResult::Reset)),
+        }
+    }
+}
+
+/// Judges the head of a response, and writes the one that the client gets; `None` for an interim response.
+fn judge(
+    upstreams: &Upstreams,
+    request: &[u8],
+    received: &[u8],
+    head_size: usize,
+) -> Result<Option<Answered>, Fault> {
+    let bad = |_| Fault::Failed(ConnectResult::BadHandshake);
+    let (mut request_storage, mut storage) = (field_storage(), field_storage());
+    // What was asked is read again: to keep what it offered would take as much, for every client that waits.
+    let request = RequestHead::parse(request, &mut request_storage).expect("we wrote it");
+    let Ok(Request::Opening(opening)) = handshake::judge(&request) else {
+        unreachable!("it was an opening handshake when it was passed on");
+    };
+    let (head, rest) = received.split_at(head_size);
+    let head =
+        ResponseHead::parse(head, &mut storage).map_err(|_| Fault::Failed(ConnectResult::BadHandshake))?;
+    let answer = upstream::judge(&head, &opening).map_err(bad)?;
+    let edits = upstreams.relay.response_headers.view();
+    let mut out = Vec::with_capacity(head_size + 64);
+    Ok(match answer {
+        Answer::Interim => None,
+        Answer::Accepted { has_extensions, .. } => {
+            response::write_accepted(&head, edits, &mut out);
+            let reserved_bits = if has_extensions { RESERVED_BITS } else { 0 };
+            let content = Content::Frames { reserved_bits };
+            Some(Answered::Accepted { answer: out, content, early: rest.to_vec() })
+        }
+        Answer::Refused { status, framing } => {
+            response::write_refused(&head, framing, edits, &mut out);
+            let mut body = BodyWalker::new(framing);
+            let walked = body.walk(rest).map_err(|_| Fault::Failed(ConnectResult::BadHandshake))?;
+            out.extend_from_slice(&rest[..walked.size]);
+            Some(Answered::Refused { status, first: out, body })
+        }
+    })
+}
+
+async fn send(client: &Client, stream: &Stream, mut bytes: &[u8], deadline: Tick) -> Result<(), Fault> {
+    loop {
+        let sent = stream.send_now(bytes).map_err(|Gone| Fault::Failed(ConnectResult::Reset))?;
+        bytes = &bytes[sent..];
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        wait_for(client, deadline, stream.writable()).await?;
+    }
+}
+
+/// Receives what comes next; `None` at the end of the stream.
+async fn receive(client: &Client, stream: &Stream, deadline: Tick) -> Result<Option<Vec<u8>>, Fault> {
+    loop {
+        wait_for(client, deadline, stream.readable()).await?;
+        let mut scratch = client.resources().scratch.lend();
+        match stream.receive_now(&mut scratch) {
+            Received::Bytes(size) => return Ok(Some(scratch[..size].to_vec())),
+            Received::Nothing => {}
+            Received::End => return Ok(None),
+            Received::Reset => return Err(Fault::Failed(ConnectResult::Reset)),
+        }
+    }
+}
+
+/// Waits for an upstream that is connected.
+async fn wait_for(
+    client: &Client,
+    deadline: Tick,
+    operation: impl Future<Output = io::Result<()>>,
+) -> Result<(), Fault> {
+    match wait(client, deadline, operation).await {
+        // An error of the poll is met again, and told, by what follows.
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(Fault::Failed(ConnectResult::HandshakeTimedOut)),
+        Err(interruption) => Err(Fault::Interrupted(interruption)),
+    }
+}
+
+/// Runs an operation until it is done, or the deadline has passed, which is `None`, or something interrupts it.
+async fn wait<F: Future>(
+    client: &Client,
+    deadline: Tick,
+    operation: F,
+) -> Result<Option<F::Output>, Interruption> {
+    let resources = client.resources();
+    let mut operation = pin!(operation);
+    loop {
+        // Whether the client has left is looked at every second: to wait for its bytes besides would cost every handshake
+        // an operation of the ring, and they may come before they are wanted.
+        client.timer.set(deadline.min(resources.timers.after(TICKS_PER_S)));
+        if let Some(output) = client.timer.race(operation.as_mut()).await {
+            return Ok(Some(output));
+        }
+        match resources.phase() {
+            Phase::Draining => return Err(Interruption::Draining),
+            Phase::Cutting => return Err(Interruption::Cutting),
+            Phase::Serving if resources.timers.now() >= deadline => return Ok(None),
+            Phase::Serving => {}
+        }
+        if matches!(client.stream.peek_now(), Received::End | Received::Reset) {
+            return Err(Interruption::ClientGone);
+        }
+    }
+}
+
+/// What a client is told for whom there is no upstream.
+fn refusal_of(unavailable: Unavailable, latest: Option<ConnectResult>) -> Refusal {
+    match (unavailable, latest) {
+        (Unavailable::Exhausted, Some(ConnectResult::TimedOut | ConnectResult::HandshakeTimedOut)) => {
+            Refusal::GatewayTimeout
+        }
+        (Unavailable::Exhausted, Some(ConnectResult::NoPort | ConnectResult::NoDescriptor))
+        | (Unavailable::Full | Unavailable::Unhealthy, _) => {
+            Refusal::UpstreamUnavailable { retry_after_s: retry_after_s() }
+        }
+        (Unavailable::Exhausted | Unavailable::Unresolved, _) => Refusal::BadGateway,
+    }
+}
