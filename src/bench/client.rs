@@ -286,8 +286,8 @@ impl Client {
         buffer.clear();
         buffer.extend_from_slice(&self.state.get_mut().outgoing.next(count));
         let size = buffer.len();
-        let (timer, cancel) = (&self.timer, &mut line.cancel);
-        let (sent, buffer) = self.stream.send(buffer, 0..size, cancel, timer, || None).await;
+        let timer = &self.timer;
+        let (sent, buffer) = self.stream.send(buffer, 0..size, timer, || None).await;
         line.buffer = buffer;
         let sent = sent.map_err(|Gone| if timer.is_due() { Fault::Late } else { Fault::Gone })?;
         self.state.get_mut().unsent.extend_from_slice(&line.buffer[sent..]);

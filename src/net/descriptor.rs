@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use monoio::BufResult;
 use monoio::buf::Slice;
-use monoio::io::{CancelHandle, CancelableAsyncReadRent, CancelableAsyncWriteRent};
+use monoio::io::{AsyncWriteRent, CancelHandle, CancelableAsyncReadRent};
 use monoio::net::UnixStream;
 
 use super::pool::Buffer;
@@ -58,12 +58,8 @@ impl Descriptor {
     }
 
     /// Sends through the ring, which holds the buffer meanwhile.
-    pub(super) fn send(
-        &self,
-        bytes: Slice<Buffer>,
-        cancel: CancelHandle,
-    ) -> impl Future<Output = BufResult<usize, Slice<Buffer>>> {
-        self.handle_for_operation().cancelable_write(bytes, cancel)
+    pub(super) fn send(&self, bytes: Slice<Buffer>) -> impl Future<Output = BufResult<usize, Slice<Buffer>>> {
+        self.handle_for_operation().write(bytes)
     }
 
     fn handle(&self) -> &UnixStream {
@@ -79,7 +75,7 @@ impl Descriptor {
     #[allow(clippy::mut_from_ref, reason = "monoio asks for an exclusive reference that it has no use for")]
     fn handle_for_operation(&self) -> &mut UnixStream {
         // SAFETY: an operation copies what the handle shares with it (a counted reference to the descriptor) when it is
-        // first polled, and does not look at the handle again: monoio's own split halves rest on the same. So of several
+        // made or first polled, and does not look at the handle again: monoio's own split halves rest on the same. So of several
         // references that operations under way have kept, none is used while another one is.
         #[allow(unsafe_code, reason = "a connection receives and sends at one time")]
         unsafe {

@@ -45,7 +45,7 @@ impl Messages {
             };
             let (outgoing, next) = self.answer(&mut buffer[..size]);
             let turn;
-            (turn, buffer) = self.send_hot(buffer, outgoing, next, &mut cancel).await;
+            (turn, buffer) = self.send_hot(buffer, outgoing, next).await;
             if !matches!(turn, Turn::Wait) || size > SMALL_READ_MAX {
                 break turn;
             }
@@ -61,13 +61,7 @@ impl Messages {
     }
 
     /// Sends the replies to one read through the ring, as far as they lie in the buffer.
-    async fn send_hot(
-        &mut self,
-        buffer: Buffer,
-        outgoing: Outgoing,
-        next: Next,
-        cancel: &mut Cancel,
-    ) -> (Turn, Buffer) {
+    async fn send_hot(&mut self, buffer: Buffer, outgoing: Outgoing, next: Next) -> (Turn, Buffer) {
         let Outgoing { in_place, spill } = outgoing;
         let (size, received) = (in_place.len(), buffer.len());
         let cells = self.place.cells();
@@ -85,8 +79,7 @@ impl Messages {
             has_waited = true;
             if is_late() { None } else { Some(deadline) }
         };
-        let (sent, buffer) =
-            client.stream.send(buffer, in_place.clone(), cancel, &client.timer, wait_on).await;
+        let (sent, buffer) = client.stream.send(buffer, in_place.clone(), &client.timer, wait_on).await;
         if has_waited {
             // The deadline was the send's; the next look at the clock sets it again.
             client.timer.set(0);

@@ -80,7 +80,7 @@ impl Relay {
             match self.take(from, &mut buffer[..size], 0) {
                 Pass::InPlace(range) => {
                     let unsent;
-                    (unsent, buffer) = self.send_hot(from, buffer, range, &cancel).await;
+                    (unsent, buffer) = self.send_hot(from, buffer, range).await;
                     self.flush(from, unsent).await;
                 }
                 Pass::Composed(bytes) => {
@@ -101,7 +101,6 @@ impl Relay {
 
     /// Passes large reads on, and says what the reads have become, if the lane is still busy.
     async fn pump_large(&self, from: Side) -> Option<Reads> {
-        let cancel = Cancel::default();
         let mut small_count = 0;
         loop {
             let has_bytes = {
@@ -119,7 +118,7 @@ impl Relay {
             match self.turn_large(from, &mut small_count) {
                 Turn::Done => {}
                 Turn::Send { handed, buffer, range } => {
-                    let (unsent, buffer) = self.send_hot(from, buffer, range, &cancel).await;
+                    let (unsent, buffer) = self.send_hot(from, buffer, range).await;
                     handed.give_back(buffer);
                     self.flush(from, unsent).await;
                 }
@@ -168,20 +167,14 @@ impl Relay {
     }
 
     /// Sends bytes of the buffer through the ring, and returns those that it left.
-    async fn send_hot(
-        &self,
-        from: Side,
-        buffer: Buffer,
-        range: Range<usize>,
-        cancel: &Cancel,
-    ) -> (Vec<u8>, Buffer) {
+    async fn send_hot(&self, from: Side, buffer: Buffer, range: Range<usize>) -> (Vec<u8>, Buffer) {
         let lane = self.lane(from);
         if range.is_empty() || lane.is_finished.get() {
             return (Vec::new(), buffer);
         }
         // The clock looks every second, and ends a connection whose receiver has had no room for too long.
         lane.block(self.resources().timers.now());
-        let (sent, buffer) = self.stream(from.other()).send_patiently(buffer, range.clone(), cancel).await;
+        let (sent, buffer) = self.stream(from.other()).send_patiently(buffer, range.clone()).await;
         lane.unblock();
         match sent {
             Ok(sent) => (buffer[range][sent..].to_vec(), buffer),
