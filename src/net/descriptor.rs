@@ -75,8 +75,8 @@ impl Descriptor {
     #[allow(clippy::mut_from_ref, reason = "monoio asks for an exclusive reference that it has no use for")]
     fn handle_for_operation(&self) -> &mut UnixStream {
         // SAFETY: an operation copies what the handle shares with it (a counted reference to the descriptor) when it is
-        // made or first polled, and does not look at the handle again: monoio's own split halves rest on the same. So of several
-        // references that operations under way have kept, none is used while another one is.
+        // made or first polled, and does not look at the handle again: monoio's own split halves rest on the same. So
+        // of several references that operations under way have kept, none is used while another one is.
         #[allow(unsafe_code, reason = "a connection receives and sends at one time")]
         unsafe {
             &mut *self.handle.get()

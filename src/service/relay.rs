@@ -1,8 +1,9 @@
 //! A relayed connection: a pump for each direction and a clock, in one task.
 //!
 //! A pump receives from one side and sends on to the other: to a WebSocket server the bytes of frames as they came,
-//! walked where they lie; to a byte stream the payload of messages (`bytes`). What cannot be sent at once is kept and nothing is read until it is gone, so a side that does not read stops the other. Frames of
-//! our own, pings and Closes, are queued with the pump that sends to their receiver, and go out between frames.
+//! walked where they lie; to a byte stream the payload of messages (`bytes`). What cannot be sent at once is kept and
+//! nothing is read until it is gone, so a side that does not read stops the other. Frames of our own, pings and Closes,
+//! are queued with the pump that sends to their receiver, and go out between frames.
 
 mod bytes;
 mod hot;
