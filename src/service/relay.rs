@@ -6,6 +6,8 @@
 //! are queued with the pump that sends to their receiver, and go out between frames.
 
 mod bytes;
+mod clock;
+mod ending;
 mod hot;
 mod lane;
 
@@ -16,25 +18,21 @@ use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
 use self::lane::{Fate, Lane};
 use super::client::Client;
-use super::place::{Phase, Place, Resources};
+use super::place::{Place, Resources};
 use super::upstream::Lease;
-use crate::metrics::{Direction, End, Initiator, SlowClientOutcome};
-use crate::net::clock;
+use crate::metrics::{Direction, End, SlowClientOutcome};
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received, Stream};
-use crate::net::timers::{NEVER, TICKS_PER_S, Tick};
-use crate::protocol::websocket::close::CloseCode;
+use crate::net::timers::{NEVER, Tick};
 use crate::protocol::websocket::endpoint::Endpoint;
-use crate::protocol::websocket::frame::{Opcode, Role, Rules, Tally};
-use crate::protocol::websocket::keepalive::{Due, Keepalive};
+use crate::protocol::websocket::frame::{Role, Rules, Tally};
+use crate::protocol::websocket::keepalive::Keepalive;
 use crate::protocol::websocket::rate::Allowance;
-use crate::protocol::websocket::violation::Violation;
 use crate::protocol::websocket::walker::WalkEnd;
 
 /// An upstream's connection.
@@ -225,7 +223,7 @@ impl Relay {
         let lane = self.lane(from);
         while !lane.is_done() {
             if self.has_else_to_do(from) {
-                Box::pin(self.tend(from)).await;
+                Box::pin(self.send_own_and_finish(from)).await;
                 continue;
             }
             let has_bytes = {
@@ -237,7 +235,7 @@ impl Relay {
             }
             match self.turn(from) {
                 Turn::Wait => {}
-                turn => Box::pin(self.settle(from, turn)).await,
+                turn => Box::pin(self.finish_turn(from, turn)).await,
             }
             self.resources().give_way().await;
         }
@@ -246,12 +244,12 @@ impl Relay {
     /// Passes on what followed the head of the opening handshake.
     async fn pass_early(&self, from: Side) {
         let mut bytes = self.take_early(from);
-        let unsent = self.pass(from, &mut bytes, 0);
+        let unsent = self.pass_on(from, &mut bytes, 0);
         self.flush(from, unsent).await;
     }
 
     /// Sends the frames of our own to the receiver of what `from` sends, and tells it of the end.
-    async fn tend(&self, from: Side) {
+    async fn send_own_and_finish(&self, from: Side) {
         let lane = self.lane(from);
         if lane.has_frames_to_send() {
             let unsent = self.send(from.other(), &lane.take_queue());
@@ -264,12 +262,12 @@ impl Relay {
     }
 
     /// Does what a turn left to do.
-    async fn settle(&self, from: Side, turn: Turn) {
+    async fn finish_turn(&self, from: Side, turn: Turn) {
         match turn {
             Turn::Wait => {}
             Turn::WarmUp(reads) => self.pump_hot(from, reads).await,
             Turn::Flush(unsent) => self.flush(from, unsent).await,
-            Turn::End { is_reset } => self.ended(from, is_reset),
+            Turn::End { is_reset } => self.on_stream_end(from, is_reset),
         }
     }
 
@@ -294,19 +292,6 @@ impl Relay {
         self.lane(from).has_frames_to_send() || self.may_finish(from)
     }
 
-    /// Whether the receiver of what `from` sends is to be told that nothing more comes.
-    fn may_finish(&self, from: Side) -> bool {
-        let (lane, back) = (self.lane(from), self.lane(from.other()));
-        if lane.is_finished.get() || lane.has_queue() {
-            return false;
-        }
-        if lane.has_sent_close.get() {
-            // RFC 6455 section 7.1.1: once both have said their Close, or nothing more can come from the other.
-            return back.has_heard_all() || back.is_ended.get() || lane.fate.get() == Fate::Severed;
-        }
-        lane.is_ended.get() || lane.fate.get() == Fate::Severed
-    }
-
     /// Receives once from `from`, and sends what may be passed on.
     fn turn(&self, from: Side) -> Turn {
         let lane = self.lane(from);
@@ -319,7 +304,7 @@ impl Relay {
             Received::Reset => return Turn::End { is_reset: true },
         };
         let is_busy = self.resources().timers.now() - lane.heard.get() <= hot::BUSY_WITHIN;
-        let unsent = self.pass(from, &mut scratch[..room + size], room);
+        let unsent = self.pass_on(from, &mut scratch[..room + size], room);
         if !unsent.is_empty() {
             Turn::Flush(unsent)
         } else if is_busy && lane.fate.get() == Fate::Passed && self.resources().pool.is_some() {
@@ -330,20 +315,20 @@ impl Relay {
     }
 
     /// Passes the bytes of one read on, as far as they may be and the receiver has room; returns the rest of those.
-    fn pass(&self, from: Side, buffer: &mut [u8], room: usize) -> Vec<u8> {
-        match self.take(from, buffer, room) {
+    fn pass_on(&self, from: Side, buffer: &mut [u8], room: usize) -> Vec<u8> {
+        match self.take_in(from, buffer, room) {
             Pass::InPlace(range) => self.send(from.other(), &buffer[range]),
             Pass::Composed(bytes) => self.send(from.other(), &bytes),
         }
     }
 
     /// Takes in the bytes of one read, which lie behind `room` bytes of the buffer, and tells what is to be sent of them.
-    fn take(&self, from: Side, buffer: &mut [u8], room: usize) -> Pass {
+    fn take_in(&self, from: Side, buffer: &mut [u8], room: usize) -> Pass {
         let size = buffer.len() - room;
         self.lane(from).heard.set(self.resources().timers.now());
         if from == Side::Client {
             self.place.cells().wire_bytes(Direction::Received).add(size as u64);
-            self.hear();
+            self.note_bytes();
         }
         if self.lane(from).has_heard_all() {
             return Pass::InPlace(0..0);
@@ -370,16 +355,16 @@ impl Relay {
         match from {
             Side::Client => {
                 cells.tally(Direction::Received, &tally);
-                self.heed(&tally);
+                self.note_frames(&tally);
                 if end.is_none() {
-                    end = self.spend(&tally, bytes.len()).err().map(WalkEnd::Violation);
+                    end = self.spend_allowance(&tally, bytes.len()).err().map(WalkEnd::Violation);
                 }
             }
             Side::Upstream if is_passed => cells.tally(Direction::Sent, &tally),
             Side::Upstream => {}
         }
         if !is_passed {
-            self.obey(from, end);
+            self.on_walk_end(from, end);
             return Pass::InPlace(0..0);
         }
         let held = walked.held.as_bytes();
@@ -401,133 +386,8 @@ impl Relay {
         if from == Side::Upstream {
             cells.wire_bytes(Direction::Sent).add((held.len() + passed.len()) as u64);
         }
-        self.obey(from, end);
+        self.on_walk_end(from, end);
         pass
-    }
-
-    /// Does what the end of a direction demands.
-    fn obey(&self, from: Side, end: Option<WalkEnd>) {
-        match end {
-            None => {}
-            Some(WalkEnd::Close(code)) => self.closed(from, code),
-            Some(WalkEnd::Violation(violation)) => self.violated(from, violation),
-        }
-    }
-
-    /// A Close of `from` has come, and is passed on unless one of ours was.
-    fn closed(&self, from: Side, code: Option<CloseCode>) {
-        let lane = self.lane(from);
-        let is_first = !self.lane(from.other()).has_heard_all() && lane.fate.get() == Fate::Passed;
-        if is_first {
-            let initiator = match from {
-                Side::Client => Initiator::Client,
-                Side::Upstream => Initiator::Upstream,
-            };
-            self.place.cells().close(initiator, code);
-        }
-        if lane.fate.get() == Fate::Passed {
-            lane.has_sent_close.set(true);
-        }
-        lane.fate.set(Fate::Closed);
-        self.begin_to_end();
-    }
-
-    /// `from` broke a rule. Nothing of the frame that did is passed on.
-    fn violated(&self, from: Side, violation: Violation) {
-        let cells = self.place.cells();
-        let (end, code, reason) = match from {
-            Side::Client => {
-                cells.violation(violation.kind());
-                (violation_end(violation), violation.close_code(), violation.kind().label())
-            }
-            // The client did nothing wrong, and hears of it as of any upstream that makes no sense.
-            Side::Upstream => (End::UpstreamGone, CloseCode::BAD_GATEWAY, "upstream"),
-        };
-        self.decide(end);
-        self.close_client(code, reason.as_bytes());
-        self.up.fate.set(Fate::Severed);
-        if from == Side::Upstream {
-            self.down.fate.set(Fate::Severed);
-        }
-        self.begin_to_end();
-    }
-
-    /// `from` has ended its stream.
-    fn ended(&self, from: Side, is_reset: bool) {
-        let lane = self.lane(from);
-        lane.is_ended.set(true);
-        if !lane.walker.borrow().is_between_frames() {
-            // Its frame will never be whole, so nothing of ours can follow.
-            drop(lane.take_queue());
-        }
-        if !lane.has_heard_all() {
-            match from {
-                Side::Client => self.decide(End::ClientGone),
-                // The end of a byte stream is an end in order.
-                Side::Upstream if self.endpoint.is_some() && !is_reset => {
-                    self.decide(End::Closed);
-                    self.close_client(CloseCode::NORMAL, b"");
-                }
-                Side::Upstream => {
-                    self.decide(End::UpstreamGone);
-                    if !self.up.has_heard_all() && lane.walker.borrow().is_between_frames() {
-                        self.close_client(CloseCode::BAD_GATEWAY, b"upstream");
-                    }
-                }
-            }
-        }
-        self.begin_to_end();
-    }
-
-    /// Queues a Close for the client, unless it has one.
-    fn close_client(&self, code: CloseCode, reason: &[u8]) {
-        if self.down.will_have_closed() || self.down.is_finished.get() {
-            return;
-        }
-        self.place.cells().close(Initiator::Gateway, Some(code));
-        let payload = [&code.get().to_be_bytes()[..], reason].concat();
-        let size = self.down.queue(Opcode::Close, &payload, None);
-        self.place.cells().own_frame(Opcode::Close, size);
-    }
-
-    /// Asks both sides to leave (RFC 6455 section 7.1.2).
-    fn leave(&self, code: CloseCode, end: End) {
-        self.decide(end);
-        self.close_client(code, b"");
-        if self.endpoint.is_none() && !self.up.will_have_closed() && !self.up.is_finished.get() {
-            let key = self.resources().random.bytes();
-            self.up.queue(Opcode::Close, &code.get().to_be_bytes(), Some(key));
-        }
-        self.begin_to_end();
-    }
-
-    /// Gives everybody until the closing timeout, from the first word of an end on.
-    fn begin_to_end(&self) {
-        if self.cut_at.get() == NEVER {
-            self.cut_at.set(self.resources().timers.after(self.place.close_timeout));
-            self.wake_clock_at(self.cut_at.get());
-        }
-        self.is_changed.set(true);
-    }
-
-    /// Says how the connection ends, unless that was said.
-    fn decide(&self, end: End) {
-        if self.end.get().is_none() && !(self.up.has_heard_all() && self.down.has_heard_all()) {
-            self.end.set(Some(end));
-        }
-    }
-
-    /// How the connection ended.
-    fn final_end(&self) -> End {
-        let is_client_done = self.up.has_heard_all();
-        match self.end.get() {
-            // It was asked to leave and did not.
-            Some(End::Drained) if !is_client_done => End::Shutdown,
-            Some(end) => end,
-            None if is_client_done && self.down.has_heard_all() => End::Closed,
-            None if is_client_done => End::UpstreamGone,
-            None => End::ClientGone,
-        }
     }
 
     /// Sends to one side what it has room for, and returns the rest; nothing to one who is gone.
@@ -538,23 +398,8 @@ impl Relay {
         match self.stream(to).send_now(bytes) {
             Ok(sent) => bytes[sent..].to_vec(),
             Err(Gone) => {
-                self.lose(to);
+                self.on_send_failure(to);
                 Vec::new()
-            }
-        }
-    }
-
-    /// Takes note that one side can be sent nothing more.
-    fn lose(&self, side: Side) {
-        match side {
-            Side::Client => {
-                self.decide(End::ClientGone);
-                self.is_over.set(true);
-            }
-            // What it said before it went, its Close perhaps, is still there to be read.
-            Side::Upstream => {
-                self.up.is_finished.set(true);
-                self.begin_to_end();
             }
         }
     }
@@ -577,7 +422,7 @@ impl Relay {
             match to.send_now(&unsent[sent..]) {
                 Ok(size) => sent += size,
                 Err(Gone) => {
-                    self.lose(from.other());
+                    self.on_send_failure(from.other());
                     unsent.clear();
                 }
             }
@@ -587,134 +432,6 @@ impl Relay {
         if from == Side::Upstream && !self.is_over.get() {
             self.place.cells().slow_client(SlowClientOutcome::Recovered);
         }
-    }
-
-    /// Does what is due, until the connection is to be cut.
-    async fn keep_time(&self) {
-        while let Some(next) = self.attend() {
-            self.client.timer.set(next);
-            self.client.timer.race(std::future::pending::<()>()).await;
-        }
-    }
-
-    /// Does what the clock or the shard wants; when to look again, or `None` where the connection is to be cut.
-    fn attend(&self) -> Option<Tick> {
-        let resources = self.resources();
-        let now = resources.timers.now();
-        let is_ending = self.cut_at.get() != NEVER;
-        match resources.phase() {
-            Phase::Serving => {}
-            Phase::Draining if is_ending => {}
-            Phase::Draining => self.leave(CloseCode::GOING_AWAY, End::Drained),
-            Phase::Cutting => {
-                self.end.set(Some(End::Shutdown));
-                return None;
-            }
-        }
-        if now >= self.cut_at.get() {
-            return None;
-        }
-        let mut next = self.cut_at.get();
-        for (from, end) in [(Side::Upstream, End::SlowClient), (Side::Client, End::UpstreamGone)] {
-            let lane = self.lane(from);
-            if let Some(since) = lane.blocked_since() {
-                let until = since.saturating_add(self.place.write_timeout).saturating_add(1);
-                if now >= until {
-                    if from == Side::Upstream {
-                        self.place.cells().slow_client(SlowClientOutcome::Cut);
-                    }
-                    self.decide(end);
-                    return None;
-                }
-                next = next.min(until);
-            }
-            if lane.is_hot.get() {
-                // The lane looks for itself whether it has fallen quiet; it only has to be woken.
-                next = next.min(now + hot::QUIET_AFTER);
-            }
-        }
-        if self.cut_at.get() != NEVER {
-            return Some(next);
-        }
-        let mut keepalive = self.keepalive.get();
-        match keepalive.due(&self.place.patience, now) {
-            Due::At(tick) => Some(next.min(tick)),
-            // Whoever is being sent to shows in that way whether it is there, and a ping would have to wait.
-            Due::Ping if !self.down.is_idle() => Some(next.min(now + TICKS_PER_S)),
-            Due::Ping => {
-                let size = self.down.queue(Opcode::Ping, &self.elapsed_us().to_be_bytes(), None);
-                self.place.cells().own_frame(Opcode::Ping, size);
-                self.pinged_us.set(self.elapsed_us());
-                keepalive.ping(now);
-                self.keepalive.set(keepalive);
-                Some(next.min(now + self.place.patience.pong_within.max(1)))
-            }
-            // What a shard that was held up, or an upstream that does not read, has left unread may be the answer.
-            Due::PongTimeout if matches!(self.client.stream.peek_now(), Received::Bytes(_)) => {
-                Some(next.min(now + TICKS_PER_S))
-            }
-            Due::PongTimeout => {
-                self.give_up();
-                None
-            }
-            Due::Idle => {
-                self.leave(CloseCode::GOING_AWAY, End::Idle);
-                Some(next.min(self.cut_at.get()))
-            }
-        }
-    }
-
-    /// The client has not answered a ping in time. Whoever does not answer pings will hardly answer a Close: it is told,
-    /// and not waited for.
-    fn give_up(&self) {
-        self.decide(End::PongTimeout);
-        if self.down.is_idle() {
-            self.close_client(CloseCode::INTERNAL_ERROR, b"ping timeout");
-            let _ = self.client.stream.send_now(&self.down.take_queue());
-        }
-        self.client.stream.finish();
-    }
-
-    /// Lets the clock look at the connection at `tick`, if not before.
-    fn wake_clock_at(&self, tick: Tick) {
-        let timer = &self.client.timer;
-        timer.set(timer.deadline().min(tick));
-    }
-
-    /// Takes note that the client is there.
-    fn hear(&self) {
-        let mut keepalive = self.keepalive.get();
-        if keepalive.unanswered.is_some() {
-            // The deadline was that of a pong; the next look at the clock sets that of the next ping.
-            self.client.timer.set(0);
-        }
-        keepalive.hear(self.resources().timers.now());
-        self.keepalive.set(keepalive);
-    }
-
-    /// Takes note of what the client sent.
-    fn heed(&self, tally: &Tally) {
-        let mut keepalive = self.keepalive.get();
-        if tally.messages > 0 {
-            keepalive.message = self.resources().timers.now();
-        }
-        // The first pong after a ping of ours: to look whether it is its answer would be to unmask it.
-        if keepalive.awaits_pong && tally.frames[Opcode::Pong.index()] > 0 {
-            keepalive.awaits_pong = false;
-            let round_trip = self.elapsed_us().saturating_sub(self.pinged_us.get());
-            self.place.cells().ping_round_trip.observe(Duration::from_micros(round_trip));
-        }
-        self.keepalive.set(keepalive);
-    }
-
-    /// Takes what the client sent out of what it may send.
-    fn spend(&self, tally: &Tally, size: usize) -> Result<(), Violation> {
-        let Some(allowance) = &self.allowance else { return Ok(()) };
-        let mut left = allowance.get();
-        let now = self.resources().timers.now();
-        left.take(&self.place.rates, tally.frames_sum(), size, now)?;
-        allowance.set(left);
-        Ok(())
     }
 
     fn has_early(&self, from: Side) -> bool {
@@ -765,12 +482,6 @@ impl Relay {
     fn resources(&self) -> &Resources {
         self.place.resources()
     }
-
-    /// The time on the shard's clock, in microseconds.
-    fn elapsed_us(&self) -> u64 {
-        let elapsed = clock::now().saturating_duration_since(self.resources().timers.origin());
-        u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
-    }
 }
 
 impl Early {
@@ -792,15 +503,6 @@ impl Side {
             Self::Client => Self::Upstream,
             Self::Upstream => Self::Client,
         }
-    }
-}
-
-/// How a connection ends whose client broke a rule.
-fn violation_end(violation: Violation) -> End {
-    match violation {
-        Violation::FrameTooBig { .. } | Violation::MessageTooBig { .. } => End::MessageTooBig,
-        Violation::RateExceeded => End::Limit,
-        _ => End::Violation,
     }
 }
 

@@ -42,8 +42,8 @@ impl Relay {
             self.down.queue_frames(&[&bytes[outgoing.in_place], &outgoing.spill[..]].concat());
             self.is_changed.set(true);
         }
-        self.heed(&received);
-        match outcome.and_then(|close| self.spend(&received, size).map(|()| close)) {
+        self.note_frames(&received);
+        match outcome.and_then(|close| self.spend_allowance(&received, size).map(|()| close)) {
             Ok(None) => {}
             Ok(Some(code)) => {
                 if !self.down.will_have_closed() {
@@ -52,12 +52,12 @@ impl Relay {
                     let close = self.down.queue(Opcode::Close, code.as_ref().map_or(&[], |code| code), None);
                     cells.own_frame(Opcode::Close, close);
                 }
-                self.decide(End::Closed);
+                self.decide_end(End::Closed);
                 // A byte stream is told of the end by the end.
                 self.up.fate.set(Fate::Severed);
                 self.begin_to_end();
             }
-            Err(violation) => self.violated(Side::Client, violation),
+            Err(violation) => self.on_violation(Side::Client, violation),
         }
         Pass::Composed(payload)
     }

@@ -34,7 +34,7 @@ pub(super) enum Reads {
 }
 
 /// What one large read came to.
-enum Turn<'s> {
+enum Step<'s> {
     /// All was sent, or nothing came.
     Done,
     /// This is to be sent by the ring.
@@ -73,11 +73,11 @@ impl Relay {
                 Received::Bytes(size) => size,
                 Received::Nothing => break None,
                 Received::End | Received::Reset => {
-                    self.ended(from, received == Received::Reset);
+                    self.on_stream_end(from, received == Received::Reset);
                     break None;
                 }
             };
-            match self.take(from, &mut buffer[..size], 0) {
+            match self.take_in(from, &mut buffer[..size], 0) {
                 Pass::InPlace(range) => {
                     let unsent;
                     (unsent, buffer) = self.send_hot(from, buffer, range).await;
@@ -115,16 +115,16 @@ impl Relay {
             if !has_bytes {
                 return None;
             }
-            match self.turn_large(from, &mut small_count) {
-                Turn::Done => {}
-                Turn::Send { handed, buffer, range } => {
+            match self.step_large(from, &mut small_count) {
+                Step::Done => {}
+                Step::Send { handed, buffer, range } => {
                     let (unsent, buffer) = self.send_hot(from, buffer, range).await;
                     handed.give_back(buffer);
                     self.flush(from, unsent).await;
                 }
-                Turn::Flush(unsent) => self.flush(from, unsent).await,
-                Turn::End { is_reset } => {
-                    self.ended(from, is_reset);
+                Step::Flush(unsent) => self.flush(from, unsent).await,
+                Step::End { is_reset } => {
+                    self.on_stream_end(from, is_reset);
                     return None;
                 }
             }
@@ -143,26 +143,26 @@ impl Relay {
     }
 
     /// Receives once into the scratch, and says what is to be sent from it.
-    fn turn_large(&self, from: Side, small_count: &mut u32) -> Turn<'_> {
+    fn step_large(&self, from: Side, small_count: &mut u32) -> Step<'_> {
         let scratch = &self.resources().scratch;
         let room = self.room(from);
         let range = {
             let mut bytes = scratch.lend();
             let size = match self.stream(from).receive_now(&mut bytes[room..]) {
                 Received::Bytes(size) => size,
-                Received::Nothing => return Turn::Done,
-                Received::End => return Turn::End { is_reset: false },
-                Received::Reset => return Turn::End { is_reset: true },
+                Received::Nothing => return Step::Done,
+                Received::End => return Step::End { is_reset: false },
+                Received::Reset => return Step::End { is_reset: true },
             };
             *small_count = if self.reads_of(from, size) == Reads::Small { *small_count + 1 } else { 0 };
-            match self.take(from, &mut bytes[..room + size], room) {
+            match self.take_in(from, &mut bytes[..room + size], room) {
                 Pass::InPlace(range) => range,
-                Pass::Composed(bytes) => return Turn::Flush(self.send(from.other(), &bytes)),
+                Pass::Composed(bytes) => return Step::Flush(self.send(from.other(), &bytes)),
             }
         };
         match scratch.hand_over() {
-            Some((handed, buffer)) => Turn::Send { handed, buffer, range },
-            None => Turn::Flush(self.send(from.other(), &scratch.lend()[range])),
+            Some((handed, buffer)) => Step::Send { handed, buffer, range },
+            None => Step::Flush(self.send(from.other(), &scratch.lend()[range])),
         }
     }
 
@@ -179,7 +179,7 @@ impl Relay {
         match sent {
             Ok(sent) => (buffer[range][sent..].to_vec(), buffer),
             Err(Gone) => {
-                self.lose(from.other());
+                self.on_send_failure(from.other());
                 (Vec::new(), buffer)
             }
         }

@@ -38,7 +38,7 @@ pub(super) enum Fate {
     /// The receiver has our Close, so it is walked for the sender's, and dropped.
     Awaited,
     /// The sender has said its last, its Close: whatever follows is dropped.
-    Closed,
+    Done,
     /// The sender broke a rule, or was given up: whatever it sends is dropped, and the receiver hears no more.
     Severed,
 }
@@ -74,7 +74,7 @@ impl Lane {
 
     /// Whether nothing more of the sender can matter.
     pub(super) fn has_heard_all(&self) -> bool {
-        matches!(self.fate.get(), Fate::Closed | Fate::Severed)
+        matches!(self.fate.get(), Fate::Done | Fate::Severed)
     }
 
     /// Takes note that the receiver has no room.

@@ -1,0 +1,150 @@
+//! The clock of a relayed connection: pings, silence, rates, and whoever takes too long.
+
+use std::time::Duration;
+
+use super::{Relay, Side, hot};
+use crate::metrics::{End, SlowClientOutcome};
+use crate::net::clock;
+use crate::net::stream::Received;
+use crate::net::timers::{NEVER, TICKS_PER_S, Tick};
+use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::frame::{Opcode, Tally};
+use crate::protocol::websocket::keepalive::Due;
+use crate::protocol::websocket::violation::Violation;
+use crate::service::place::Phase;
+
+impl Relay {
+    /// Does what is due, until the connection is to be cut.
+    pub(super) async fn keep_time(&self) {
+        while let Some(next) = self.do_what_is_due() {
+            self.client.timer.set(next);
+            self.client.timer.race(std::future::pending::<()>()).await;
+        }
+    }
+
+    /// Does what the clock or the shard wants; when to look again, or `None` where the connection is to be cut.
+    pub(super) fn do_what_is_due(&self) -> Option<Tick> {
+        let resources = self.resources();
+        let now = resources.timers.now();
+        let is_ending = self.cut_at.get() != NEVER;
+        match resources.phase() {
+            Phase::Serving => {}
+            Phase::Draining if is_ending => {}
+            Phase::Draining => self.ask_to_leave(CloseCode::GOING_AWAY, End::Drained),
+            Phase::Cutting => {
+                self.end.set(Some(End::Shutdown));
+                return None;
+            }
+        }
+        if now >= self.cut_at.get() {
+            return None;
+        }
+        let mut next = self.cut_at.get();
+        for (from, end) in [(Side::Upstream, End::SlowClient), (Side::Client, End::UpstreamGone)] {
+            let lane = self.lane(from);
+            if let Some(since) = lane.blocked_since() {
+                let until = since.saturating_add(self.place.write_timeout).saturating_add(1);
+                if now >= until {
+                    if from == Side::Upstream {
+                        self.place.cells().slow_client(SlowClientOutcome::Cut);
+                    }
+                    self.decide_end(end);
+                    return None;
+                }
+                next = next.min(until);
+            }
+            if lane.is_hot.get() {
+                // The lane looks for itself whether it has fallen quiet; it only has to be woken.
+                next = next.min(now + hot::QUIET_AFTER);
+            }
+        }
+        if self.cut_at.get() != NEVER {
+            return Some(next);
+        }
+        let mut keepalive = self.keepalive.get();
+        match keepalive.due(&self.place.patience, now) {
+            Due::At(tick) => Some(next.min(tick)),
+            // Whoever is being sent to shows in that way whether it is there, and a ping would have to wait.
+            Due::Ping if !self.down.is_idle() => Some(next.min(now + TICKS_PER_S)),
+            Due::Ping => {
+                let size = self.down.queue(Opcode::Ping, &self.elapsed_us().to_be_bytes(), None);
+                self.place.cells().own_frame(Opcode::Ping, size);
+                self.pinged_us.set(self.elapsed_us());
+                keepalive.ping(now);
+                self.keepalive.set(keepalive);
+                Some(next.min(now + self.place.patience.pong_within.max(1)))
+            }
+            // What a shard that was held up, or an upstream that does not read, has left unread may be the answer.
+            Due::PongTimeout if matches!(self.client.stream.peek_now(), Received::Bytes(_)) => {
+                Some(next.min(now + TICKS_PER_S))
+            }
+            Due::PongTimeout => {
+                self.give_client_up();
+                None
+            }
+            Due::Idle => {
+                self.ask_to_leave(CloseCode::GOING_AWAY, End::Idle);
+                Some(next.min(self.cut_at.get()))
+            }
+        }
+    }
+
+    /// The client has not answered a ping in time. Whoever does not answer pings will hardly answer a Close: it is told,
+    /// and not waited for.
+    pub(super) fn give_client_up(&self) {
+        self.decide_end(End::PongTimeout);
+        if self.down.is_idle() {
+            self.close_client(CloseCode::INTERNAL_ERROR, b"ping timeout");
+            let _ = self.client.stream.send_now(&self.down.take_queue());
+        }
+        self.client.stream.finish();
+    }
+
+    /// Lets the clock look at the connection at `tick`, if not before.
+    pub(super) fn wake_clock_at(&self, tick: Tick) {
+        let timer = &self.client.timer;
+        timer.set(timer.deadline().min(tick));
+    }
+
+    /// Takes note that the client is there.
+    pub(super) fn note_bytes(&self) {
+        let mut keepalive = self.keepalive.get();
+        if keepalive.unanswered.is_some() {
+            // The deadline was that of a pong; the next look at the clock sets that of the next ping.
+            self.client.timer.set(0);
+        }
+        keepalive.hear(self.resources().timers.now());
+        self.keepalive.set(keepalive);
+    }
+
+    /// Takes note of what the client sent.
+    pub(super) fn note_frames(&self, tally: &Tally) {
+        let mut keepalive = self.keepalive.get();
+        if tally.messages > 0 {
+            keepalive.message = self.resources().timers.now();
+        }
+        // The first pong after a ping of ours: to look whether it is its answer would be to unmask it.
+        if keepalive.awaits_pong && tally.frames[Opcode::Pong.index()] > 0 {
+            keepalive.awaits_pong = false;
+            let round_trip = self.elapsed_us().saturating_sub(self.pinged_us.get());
+            self.place.cells().ping_round_trip.observe(Duration::from_micros(round_trip));
+        }
+        self.keepalive.set(keepalive);
+    }
+
+    /// Takes what the client sent out of what it may send.
+    pub(super) fn spend_allowance(&self, tally: &Tally, size: usize) -> Result<(), Violation> {
+        let Some(allowance) = &self.allowance else { return Ok(()) };
+        let mut left = allowance.get();
+        let now = self.resources().timers.now();
+        left.take(&self.place.rates, tally.frames_sum(), size, now)?;
+        allowance.set(left);
+        Ok(())
+    }
+
+    /// The time on the shard's clock, in microseconds.
+    pub(super) fn elapsed_us(&self) -> u64 {
+        let elapsed = clock::now().saturating_duration_since(self.resources().timers.origin());
+        u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+    }
+}
