@@ -218,8 +218,9 @@ fn silence_a_close_and_an_end_are_told_apart() {
     assert_eq!(faults(silent, Duration::from_secs(2)), serde_json::json!({ "late": 4 }));
     let closing = |_: &Message, stream: &mut TcpStream| send(stream, Opcode::Close, &1001_u16.to_be_bytes());
     assert_eq!(faults(closing, Duration::from_secs(10)), serde_json::json!({ "closed": 4 }));
+    // In the first window: on a busy machine there may be no second.
     let leaving = |message: &Message, stream: &mut TcpStream| {
-        if message.index < 3 { echo_back(message, stream) } else { ControlFlow::Break(()) }
+        if message.index < 2 { echo_back(message, stream) } else { ControlFlow::Break(()) }
     };
     assert_eq!(faults(leaving, Duration::from_secs(10)), serde_json::json!({ "gone": 4 }));
 }

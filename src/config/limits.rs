@@ -39,7 +39,7 @@ pub struct Limits {
     /// Time that a client may take to read what is sent to it after one read, as a whole: beyond it the client is slow,
     /// and cut.
     pub write_timeout: Duration,
-    /// From our Close to the end of the connection: a client that never answers must not hold it.
+    /// From the first Close to the end of the connection: somebody who never answers must not hold it.
     pub close_timeout: Duration,
     /// Bytes that may wait for one client: what is published to a client that does not read must not fill the memory.
     pub send_queue_size_max: usize,

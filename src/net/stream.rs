@@ -1,4 +1,4 @@
-//! A client's byte stream.
+//! The byte stream of a connection, a client's or an upstream's.
 
 use std::future::poll_fn;
 use std::io;
@@ -228,8 +228,7 @@ impl Stream {
             match wait_on() {
                 Some(deadline) => timer.set(deadline),
                 None => {
-                    // An error means that the peer is gone, which ends the send too.
-                    let _ = rustix::net::shutdown(self.descriptor.as_fd(), Shutdown::Both);
+                    self.break_off();
                     break operation.await;
                 }
             }
@@ -264,6 +263,12 @@ impl Stream {
     pub fn finish(&self) {
         // An error means that the peer is gone, which the next receive tells.
         let _ = rustix::net::shutdown(self.descriptor.as_fd(), Shutdown::Write);
+    }
+
+    /// Breaks the connection off: who waits to send meets that it is gone, who waits to receive its end.
+    pub fn break_off(&self) {
+        // An error means that it is gone already.
+        let _ = rustix::net::shutdown(self.descriptor.as_fd(), Shutdown::Both);
     }
 
     /// Closes the descriptor before this returns. Dropping a stream leaves that to the ring's next turn.

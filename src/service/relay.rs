@@ -25,7 +25,7 @@ use self::lane::{Fate, Lane};
 use super::client::Client;
 use super::place::{Place, Resources};
 use super::upstream::Lease;
-use crate::metrics::{Direction, End, SlowClientOutcome};
+use crate::metrics::{Direction, End, Initiator, SlowClientOutcome};
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received, Stream};
 use crate::net::timers::{NEVER, Tick};
@@ -97,6 +97,8 @@ struct Relay {
     end: Cell<Option<End>>,
     /// When whoever has not ended by then is cut; [`NEVER`] while the connection is open.
     cut_at: Cell<Tick>,
+    /// True exactly when the first Close of the connection has been counted.
+    is_close_counted: Cell<bool>,
     /// True exactly when there is nobody left to serve.
     is_over: Cell<bool>,
     /// True exactly when a pump has changed what another one waits for, and that one has not been asked since.
@@ -209,6 +211,7 @@ impl Relay {
             },
             end: Cell::new(None),
             cut_at: Cell::new(NEVER),
+            is_close_counted: Cell::new(false),
             is_over: Cell::new(false),
             is_changed: Cell::new(false),
         }
@@ -252,8 +255,10 @@ impl Relay {
     async fn send_own_and_finish(&self, from: Side) {
         let lane = self.lane(from);
         if lane.has_frames_to_send() {
-            let unsent = self.send(from.other(), &lane.take_queue());
+            let unsent = self.send(from.other(), &self.take_own(from));
             self.flush(from, unsent).await;
+            // The client may have been kept waiting for these to leave.
+            self.is_changed.set(true);
         }
         if self.may_finish(from) {
             lane.is_finished.set(true);
@@ -280,7 +285,7 @@ impl Relay {
     ) -> Poll<bool> {
         if self.has_else_to_do(from) {
             Poll::Ready(false)
-        } else if self.lane(from).is_ended.get() {
+        } else if self.lane(from).is_ended.get() || self.must_not_read(from) {
             Poll::Pending
         } else {
             readable.poll(context).map(|_| true)
@@ -290,6 +295,12 @@ impl Relay {
     /// Whether the pump of `from` has something to do other than to wait for bytes.
     fn has_else_to_do(&self, from: Side) -> bool {
         self.lane(from).has_frames_to_send() || self.may_finish(from)
+    }
+
+    /// Whether `from` is not read for now. Where the upstream speaks bytes the client's pings are answered here, and a
+    /// client that takes no answers is not asked for more questions.
+    fn must_not_read(&self, from: Side) -> bool {
+        from == Side::Client && self.endpoint.is_some() && self.down.has_queue()
     }
 
     /// Receives once from `from`, and sends what may be passed on.
@@ -360,12 +371,19 @@ impl Relay {
                     end = self.spend_allowance(&tally, bytes.len()).err().map(WalkEnd::Violation);
                 }
             }
-            Side::Upstream if is_passed => cells.tally(Direction::Sent, &tally),
+            Side::Upstream if is_passed => {
+                cells.tally(Direction::Sent, &tally);
+                self.note_message_for_client(&tally);
+            }
             Side::Upstream => {}
         }
         if !is_passed {
             self.on_walk_end(from, end);
             return Pass::InPlace(0..0);
+        }
+        if matches!(end, Some(WalkEnd::Close(_))) {
+            // The sender's own Close is passed on, and nothing follows it (RFC 6455 section 5.5.1).
+            lane.discard_queue();
         }
         let held = walked.held.as_bytes();
         let mut passed = &bytes[..walked.pass];
@@ -374,7 +392,7 @@ impl Relay {
             None => Pass::Composed([held, passed].concat()),
             Some(boundary) => {
                 let (before, after) = passed.split_at(boundary);
-                let mut composed = [held, before, &lane.take_queue()].concat();
+                let mut composed = [held, before, &self.take_own(from)].concat();
                 if lane.fate.get() == Fate::Passed {
                     composed.extend_from_slice(after);
                 } else {
@@ -388,6 +406,20 @@ impl Relay {
         }
         self.on_walk_end(from, end);
         pass
+    }
+
+    /// Takes the frames of our own that wait for the receiver of what `from` sends, counted as sent.
+    fn take_own(&self, from: Side) -> Vec<u8> {
+        let Some(own) = self.lane(from).take_queue() else { return Vec::new() };
+        if let Some(close) = own.close {
+            self.count_close(Initiator::Gateway, close.code);
+        }
+        if from == Side::Upstream {
+            let cells = self.place.cells();
+            cells.tally(Direction::Sent, &own.tally);
+            cells.wire_bytes(Direction::Sent).add(own.bytes.len() as u64);
+        }
+        own.bytes
     }
 
     /// Sends to one side what it has room for, and returns the rest; nothing to one who is gone.

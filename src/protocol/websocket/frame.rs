@@ -302,6 +302,15 @@ impl Tally {
         }
     }
 
+    /// Adds what another one has counted.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, count) in self.frames.iter_mut().zip(other.frames) {
+            *sum += count;
+        }
+        self.messages += other.messages;
+        self.payload_bytes += other.payload_bytes;
+    }
+
     /// All frames, control frames too.
     pub fn frames_sum(&self) -> u32 {
         self.frames.iter().sum()

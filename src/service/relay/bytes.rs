@@ -33,28 +33,25 @@ impl Relay {
                 Err(violation) => break Err(violation),
             }
         };
-        let received = exchange.received;
+        let (received, replied) = (exchange.received, exchange.replied);
         cells.tally(Direction::Received, &received);
-        cells.tally(Direction::Sent, &exchange.replied);
         let outgoing = exchange.finish();
         if outgoing.size() > 0 && !self.down.will_have_closed() {
-            cells.wire_bytes(Direction::Sent).add(outgoing.size() as u64);
-            self.down.queue_frames(&[&bytes[outgoing.in_place], &outgoing.spill[..]].concat());
+            let frames = [&bytes[outgoing.in_place], &outgoing.spill[..]].concat();
+            self.down.queue_frames(&frames, &replied);
             self.is_changed.set(true);
         }
         self.note_frames(&received);
         match outcome.and_then(|close| self.spend_allowance(&received, size).map(|()| close)) {
             Ok(None) => {}
             Ok(Some(code)) => {
+                self.count_close(Initiator::Client, code);
                 if !self.down.will_have_closed() {
-                    cells.close(Initiator::Client, code);
-                    let code = code.map(|code| code.get().to_be_bytes());
-                    let close = self.down.queue(Opcode::Close, code.as_ref().map_or(&[], |code| code), None);
-                    cells.own_frame(Opcode::Close, close);
+                    self.down.queue_close(code, b"", None);
                 }
                 self.decide_end(End::Closed);
                 // A byte stream is told of the end by the end.
-                self.up.fate.set(Fate::Severed);
+                self.up.sever();
                 self.begin_to_end();
             }
             Err(violation) => self.on_violation(Side::Client, violation),
@@ -75,6 +72,7 @@ impl Relay {
         header.write(&mut buffer[start..]);
         let cells = self.place.cells();
         cells.tally(Direction::Sent, &tally);
+        self.note_message_for_client(&tally);
         cells.wire_bytes(Direction::Sent).add((buffer.len() - start) as u64);
         Pass::InPlace(start..buffer.len())
     }

@@ -37,21 +37,28 @@ impl Relay {
             }
         }
         if now >= self.cut_at.get() {
+            self.answer_close();
             return None;
         }
         let mut next = self.cut_at.get();
-        for (from, end) in [(Side::Upstream, End::SlowClient), (Side::Client, End::UpstreamGone)] {
+        for from in [Side::Upstream, Side::Client] {
             let lane = self.lane(from);
             if let Some(since) = lane.blocked_since() {
                 let until = since.saturating_add(self.place.write_timeout).saturating_add(1);
-                if now >= until {
-                    if from == Side::Upstream {
+                match from {
+                    _ if now < until => next = next.min(until),
+                    Side::Upstream => {
                         self.place.cells().slow_client(SlowClientOutcome::Cut);
+                        self.decide_end(End::SlowClient);
+                        return None;
                     }
-                    self.decide_end(end);
-                    return None;
+                    // Whoever waits to send meets that it is gone, and the client is told.
+                    Side::Client => {
+                        self.decide_end(End::UpstreamGone);
+                        self.upstream.stream.break_off();
+                        self.is_changed.set(true);
+                    }
                 }
-                next = next.min(until);
             }
             if lane.is_hot.get() {
                 // The lane looks for itself whether it has fallen quiet; it only has to be woken.
@@ -67,8 +74,7 @@ impl Relay {
             // Whoever is being sent to shows in that way whether it is there, and a ping would have to wait.
             Due::Ping if !self.down.is_idle() => Some(next.min(now + TICKS_PER_S)),
             Due::Ping => {
-                let size = self.down.queue(Opcode::Ping, &self.elapsed_us().to_be_bytes(), None);
-                self.place.cells().own_frame(Opcode::Ping, size);
+                self.down.queue(Opcode::Ping, &self.elapsed_us().to_be_bytes(), None);
                 self.pinged_us.set(self.elapsed_us());
                 keepalive.ping(now);
                 self.keepalive.set(keepalive);
@@ -95,7 +101,7 @@ impl Relay {
         self.decide_end(End::PongTimeout);
         if self.down.is_idle() {
             self.close_client(CloseCode::INTERNAL_ERROR, b"ping timeout");
-            let _ = self.client.stream.send_now(&self.down.take_queue());
+            let _ = self.client.stream.send_now(&self.take_own(Side::Upstream));
         }
         self.client.stream.finish();
     }
@@ -130,6 +136,15 @@ impl Relay {
             self.place.cells().ping_round_trip.observe(Duration::from_micros(round_trip));
         }
         self.keepalive.set(keepalive);
+    }
+
+    /// Takes note of what the client gets: a connection on which only the upstream speaks is not idle.
+    pub(super) fn note_message_for_client(&self, tally: &Tally) {
+        if tally.messages > 0 {
+            let mut keepalive = self.keepalive.get();
+            keepalive.message = self.resources().timers.now();
+            self.keepalive.set(keepalive);
+        }
     }
 
     /// Takes what the client sent out of what it may send.

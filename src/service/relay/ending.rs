@@ -5,7 +5,6 @@ use super::{Relay, Side};
 use crate::metrics::{End, Initiator};
 use crate::net::timers::NEVER;
 use crate::protocol::websocket::close::CloseCode;
-use crate::protocol::websocket::frame::Opcode;
 use crate::protocol::websocket::violation::Violation;
 use crate::protocol::websocket::walker::WalkEnd;
 
@@ -34,20 +33,24 @@ impl Relay {
 
     /// A Close of `from` has come, and is passed on unless one of ours was.
     pub(super) fn on_close(&self, from: Side, code: Option<CloseCode>) {
+        let initiator = match from {
+            Side::Client => Initiator::Client,
+            Side::Upstream => Initiator::Upstream,
+        };
+        self.count_close(initiator, code);
         let lane = self.lane(from);
-        let is_first = !self.lane(from.other()).has_heard_all() && lane.fate.get() == Fate::Passed;
-        if is_first {
-            let initiator = match from {
-                Side::Client => Initiator::Client,
-                Side::Upstream => Initiator::Upstream,
-            };
-            self.place.cells().close(initiator, code);
-        }
         if lane.fate.get() == Fate::Passed {
             lane.has_sent_close.set(true);
         }
         lane.fate.set(Fate::Done);
         self.begin_to_end();
+    }
+
+    /// Counts the first Close of the connection, whoever sent it.
+    pub(super) fn count_close(&self, initiator: Initiator, code: Option<CloseCode>) {
+        if !self.is_close_counted.replace(true) {
+            self.place.cells().close(initiator, code);
+        }
     }
 
     /// `from` broke a rule. Nothing of the frame that did is passed on.
@@ -63,9 +66,9 @@ impl Relay {
         };
         self.decide_end(end);
         self.close_client(code, reason.as_bytes());
-        self.up.fate.set(Fate::Severed);
+        self.up.sever();
         if from == Side::Upstream {
-            self.down.fate.set(Fate::Severed);
+            self.down.sever();
         }
         self.begin_to_end();
     }
@@ -76,7 +79,7 @@ impl Relay {
         lane.is_ended.set(true);
         if !lane.walker.borrow().is_between_frames() {
             // Its frame will never be whole, so nothing of ours can follow.
-            drop(lane.take_queue());
+            lane.discard_queue();
         }
         if !lane.has_heard_all() {
             match from {
@@ -88,7 +91,7 @@ impl Relay {
                 }
                 Side::Upstream => {
                     self.decide_end(End::UpstreamGone);
-                    if !self.up.has_heard_all() && lane.walker.borrow().is_between_frames() {
+                    if lane.walker.borrow().is_between_frames() {
                         self.close_client(CloseCode::BAD_GATEWAY, b"upstream");
                     }
                 }
@@ -99,13 +102,9 @@ impl Relay {
 
     /// Queues a Close for the client, unless it has one.
     pub(super) fn close_client(&self, code: CloseCode, reason: &[u8]) {
-        if self.down.will_have_closed() || self.down.is_finished.get() {
-            return;
+        if !self.down.will_have_closed() && !self.down.is_finished.get() {
+            self.down.queue_close(Some(code), reason, None);
         }
-        self.place.cells().close(Initiator::Gateway, Some(code));
-        let payload = [&code.get().to_be_bytes()[..], reason].concat();
-        let size = self.down.queue(Opcode::Close, &payload, None);
-        self.place.cells().own_frame(Opcode::Close, size);
     }
 
     /// Asks both sides to leave (RFC 6455 section 7.1.2).
@@ -113,10 +112,19 @@ impl Relay {
         self.decide_end(end);
         self.close_client(code, b"");
         if self.endpoint.is_none() && !self.up.will_have_closed() && !self.up.is_finished.get() {
-            let key = self.resources().random.bytes();
-            self.up.queue(Opcode::Close, &code.get().to_be_bytes(), Some(key));
+            self.up.queue_close(Some(code), b"", Some(self.resources().random.bytes()));
         }
         self.begin_to_end();
+    }
+
+    /// Answers the Close of a client whose upstream has not, now that the time for that is over. As nothing more comes
+    /// from that client, it is not waited for.
+    pub(super) fn answer_close(&self) {
+        if self.up.fate.get() == Fate::Done && self.down.is_idle() {
+            self.close_client(CloseCode::BAD_GATEWAY, b"upstream");
+            let _ = self.client.stream.send_now(&self.take_own(Side::Upstream));
+            self.client.stream.finish();
+        }
     }
 
     /// Gives everybody until the closing timeout, from the first word of an end on.

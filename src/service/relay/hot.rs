@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use super::{Pass, Relay, Side};
+use crate::metrics::SlowClientOutcome;
 use crate::net::pool::{BUFFER_SIZE, Buffer, Pool};
 use crate::net::scratch::Handed;
 use crate::net::stream::{Cancel, Gone, Received};
@@ -173,9 +174,13 @@ impl Relay {
             return (Vec::new(), buffer);
         }
         // The clock looks every second, and ends a connection whose receiver has had no room for too long.
-        lane.block(self.resources().timers.now());
+        let began = self.resources().timers.now();
+        lane.block(began);
         let (sent, buffer) = self.stream(from.other()).send_patiently(buffer, range.clone()).await;
         lane.unblock();
+        if from == Side::Upstream && sent.is_ok() && self.resources().timers.now() > began + 1 {
+            self.place.cells().slow_client(SlowClientOutcome::Recovered);
+        }
         match sent {
             Ok(sent) => (buffer[range][sent..].to_vec(), buffer),
             Err(Gone) => {
@@ -187,7 +192,7 @@ impl Relay {
 
     /// Whether the lane is to leave the ring: nothing has come for a while, or there is something else to do.
     fn must_cool(&self, from: Side) -> bool {
-        self.is_quiet(from) || self.has_else_to_do(from)
+        self.is_quiet(from) || self.has_else_to_do(from) || self.must_not_read(from)
     }
 
     fn is_quiet(&self, from: Side) -> bool {

@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 
 use crate::net::timers::Tick;
-use crate::protocol::websocket::frame::{self, Opcode};
+use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::frame::{self, Opcode, Tally};
 use crate::protocol::websocket::mask::MaskingKey;
 use crate::protocol::websocket::walker::Walker;
 
@@ -14,7 +15,7 @@ pub(super) struct Lane {
     /// What becomes of what the sender still sends.
     pub(super) fate: Cell<Fate>,
     /// Frames of our own for the receiver, sent where one of the sender's ends.
-    queue: Cell<Option<Box<Queue>>>,
+    queue: Cell<Option<Box<OwnFrames>>>,
     /// True exactly when the receiver was sent a Close, the sender's or ours.
     pub(super) has_sent_close: Cell<bool>,
     /// True exactly when the sender has ended its stream.
@@ -25,7 +26,7 @@ pub(super) struct Lane {
     pub(super) heard: Cell<Tick>,
     /// Since when the receiver has had no room; 0, which no clock shows, while it has.
     blocked: Cell<Tick>,
-    /// True exactly while the ring receives into a buffer of the lane's own.
+    /// True exactly while the lane is busy, and the ring sends for it.
     pub(super) is_hot: Cell<bool>,
 }
 
@@ -43,12 +44,21 @@ pub(super) enum Fate {
     Severed,
 }
 
-/// Whole frames of our own.
+/// Whole frames of our own for one receiver.
 #[derive(Debug, Default)]
-struct Queue {
-    frames: Vec<u8>,
-    /// True exactly when the last of them is a Close.
-    closes: bool,
+pub(super) struct OwnFrames {
+    /// As they are sent.
+    pub(super) bytes: Vec<u8>,
+    /// What they come to.
+    pub(super) tally: Tally,
+    /// The Close among them, which is then the last.
+    pub(super) close: Option<OwnClose>,
+}
+
+/// A Close of our own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnClose {
+    pub(super) code: Option<CloseCode>,
 }
 
 impl Lane {
@@ -92,45 +102,78 @@ impl Lane {
         Some(self.blocked.get()).filter(|&since| since != 0)
     }
 
-    /// Queues a frame of our own, and returns its size; the upstream's, as we are its client, have a masking key. Nothing
-    /// follows a Close.
-    pub(super) fn queue(&self, opcode: Opcode, payload: &[u8], key: Option<MaskingKey>) -> usize {
-        let mut queue = self.queue.take().unwrap_or_default();
-        debug_assert!(!queue.closes && !self.has_sent_close.get(), "nothing is sent after a Close");
-        let before = queue.frames.len();
-        frame::append(&mut queue.frames, opcode, true, payload, key);
-        queue.closes = opcode == Opcode::Close;
-        let size = queue.frames.len() - before;
-        self.queue.set(Some(queue));
-        size
+    /// Queues a control frame of our own. The upstream's have a masking key, as we are its client.
+    pub(super) fn queue(&self, opcode: Opcode, payload: &[u8], key: Option<MaskingKey>) {
+        debug_assert!(opcode != Opcode::Close, "a Close has a code");
+        self.append(opcode, payload, key);
+    }
+
+    /// Queues a Close of our own, which nothing follows (RFC 6455 section 5.5.1).
+    pub(super) fn queue_close(&self, code: Option<CloseCode>, reason: &[u8], key: Option<MaskingKey>) {
+        match code {
+            Some(code) => {
+                self.append(Opcode::Close, &[&code.get().to_be_bytes()[..], reason].concat(), key);
+            }
+            None => self.append(Opcode::Close, &[], key),
+        }
+        self.change_queue(|own| own.close = Some(OwnClose { code }));
     }
 
     /// Queues whole frames of our own, none of them a Close.
-    pub(super) fn queue_frames(&self, frames: &[u8]) {
-        let mut queue = self.queue.take().unwrap_or_default();
-        queue.frames.extend_from_slice(frames);
-        self.queue.set(Some(queue));
+    pub(super) fn queue_frames(&self, bytes: &[u8], tally: &Tally) {
+        debug_assert!(!self.will_have_closed(), "nothing is sent after a Close");
+        self.change_queue(|own| {
+            own.bytes.extend_from_slice(bytes);
+            own.tally.add(tally);
+        });
     }
 
     /// Whether the receiver was sent a Close, or will be.
     pub(super) fn will_have_closed(&self) -> bool {
         self.has_sent_close.get()
-            || self.look_at_queue(|queue| queue.as_ref().is_some_and(|queue| queue.closes))
+            || self.look_at_queue(|own| own.as_ref().is_some_and(|own| own.close.is_some()))
     }
 
     /// Takes the frames of our own that wait, to be sent now.
-    pub(super) fn take_queue(&self) -> Vec<u8> {
-        let Some(queue) = self.queue.take() else { return Vec::new() };
-        if queue.closes {
+    pub(super) fn take_queue(&self) -> Option<Box<OwnFrames>> {
+        let own = self.queue.take()?;
+        if own.close.is_some() {
             self.has_sent_close.set(true);
             if self.fate.get() == Fate::Passed {
                 self.fate.set(Fate::Awaited);
             }
         }
-        queue.frames
+        Some(own)
     }
 
-    fn look_at_queue<T>(&self, look: impl FnOnce(&Option<Box<Queue>>) -> T) -> T {
+    /// Gives up the frames of our own that wait: there is no place left where they could stand.
+    pub(super) fn discard_queue(&self) {
+        self.queue.take();
+    }
+
+    /// Passes nothing more on. Where a frame of the sender's was cut by that, no frame of ours can follow it.
+    pub(super) fn sever(&self) {
+        self.fate.set(Fate::Severed);
+        if !self.walker.borrow().is_between_frames() {
+            self.discard_queue();
+        }
+    }
+
+    fn append(&self, opcode: Opcode, payload: &[u8], key: Option<MaskingKey>) {
+        debug_assert!(!self.will_have_closed(), "nothing is sent after a Close");
+        self.change_queue(|own| {
+            frame::append(&mut own.bytes, opcode, true, payload, key);
+            own.tally.frames[opcode.index()] += 1;
+        });
+    }
+
+    fn change_queue(&self, change: impl FnOnce(&mut OwnFrames)) {
+        let mut own = self.queue.take().unwrap_or_default();
+        change(&mut own);
+        self.queue.set(Some(own));
+    }
+
+    fn look_at_queue<T>(&self, look: impl FnOnce(&Option<Box<OwnFrames>>) -> T) -> T {
         let queue = self.queue.take();
         let seen = look(&queue);
         self.queue.set(queue);
