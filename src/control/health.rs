@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::upstream::{Health, HealthKind};
 use crate::metrics::VERSION;
-use crate::net::clock;
+use crate::net::{clock, connect};
 use crate::protocol::http::field_storage;
 use crate::protocol::http::response::ResponseHead;
 use crate::protocol::http::scan::HeadScan;
@@ -74,6 +75,25 @@ enum CheckFault {
     Handshake(ResponseFault),
 }
 
+impl CheckFault {
+    /// Whether this machine lacks what a check takes: a descriptor, a port, memory, the source address. That tells
+    /// nothing of the upstream.
+    fn is_ours(&self) -> bool {
+        let Self::Connect(error) = self else { return false };
+        matches!(
+            Errno::from_io_error(error),
+            Some(
+                Errno::ADDRINUSE
+                    | Errno::ADDRNOTAVAIL
+                    | Errno::MFILE
+                    | Errno::NFILE
+                    | Errno::NOBUFS
+                    | Errno::NOMEM
+            )
+        )
+    }
+}
+
 impl fmt::Display for CheckFault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -92,6 +112,7 @@ async fn keep_checking(group: Arc<Group>, index: usize, health: Health, places: 
     let random = RandomState::new();
     let mut tally = Tally { health, is_good: true, in_row: 0 };
     let interval = tally.health.interval;
+    let mut is_hindered = false;
     let mut next = Instant::now() + interval.min(FIRST_CHECKS_SPREAD).mul_f64(fraction(&random, 0));
     for count in 1_u64.. {
         sleep_until(next).await;
@@ -102,8 +123,15 @@ async fn keep_checking(group: Arc<Group>, index: usize, health: Health, places: 
             let _place = places.acquire().await.expect("the semaphore is never closed");
             check(&group, index, &tally.health).await
         };
-        let Some(verdict) = outcome.and_then(|outcome| tally.take(outcome)) else { continue };
+        let Some(outcome) = outcome else { continue };
         let (route, upstream) = (group.route(), group.upstreams()[index].name());
+        let hindrance = outcome.as_ref().err().filter(|fault| fault.is_ours()).map(ToString::to_string);
+        // Told once, until a check can be made again.
+        let was_hindered = std::mem::replace(&mut is_hindered, hindrance.is_some());
+        if let Some(fault) = hindrance.filter(|_| !was_hindered) {
+            tracing::warn!(route, upstream, fault, "an upstream cannot be checked, by no fault of its own");
+        }
+        let Some(verdict) = tally.take(outcome) else { continue };
         match verdict {
             Ok(()) => {
                 if group.set_checked(index, None, clock::monotonic_ms()) {
@@ -137,8 +165,11 @@ struct Tally {
 
 impl Tally {
     /// Takes in an outcome; returns what the checks come to where that changes. A fault that goes on is returned too,
-    /// since its reason may be another.
+    /// since its reason may be another. One of ours is no outcome.
     fn take(&mut self, outcome: Result<(), CheckFault>) -> Option<Result<(), CheckFault>> {
+        if matches!(&outcome, Err(fault) if fault.is_ours()) {
+            return None;
+        }
         if outcome.is_ok() == self.is_good {
             self.in_row = 0;
             return outcome.is_err().then_some(outcome);
@@ -159,17 +190,17 @@ impl Tally {
 async fn check(group: &Group, index: usize, health: &Health) -> Option<Result<(), CheckFault>> {
     let addresses = group.upstreams()[index].addresses();
     let share = health.timeout / u32::try_from(addresses.len().max(1)).expect("addresses are bounded");
-    let mut outcome = None;
+    let mut fault: Option<CheckFault> = None;
     for address in &addresses {
-        let checked = timeout(share, check_address(group, index, address, &health.kind)).await;
-        let checked = checked.unwrap_or(Err(CheckFault::TimedOut));
-        let is_good = checked.is_ok();
-        outcome = Some(checked);
-        if is_good {
-            break;
+        match timeout(share, check_address(group, index, address, &health.kind)).await {
+            Ok(Ok(())) => return Some(Ok(())),
+            // The address that could not be checked may be good.
+            _ if fault.as_ref().is_some_and(CheckFault::is_ours) => {}
+            Ok(Err(found)) => fault = Some(found),
+            Err(_) => fault = Some(CheckFault::TimedOut),
         }
     }
-    outcome
+    fault.map(Err)
 }
 
 async fn check_address(
@@ -180,7 +211,7 @@ async fn check_address(
 ) -> Result<(), CheckFault> {
     match address {
         Address::Socket(socket) => {
-            let stream = connect(group.source(index, *socket), *socket).await;
+            let stream = connect_from(group.source(index, *socket), *socket).await;
             let host = match group.upstreams()[index].host() {
                 Some((host, 80)) => host.to_owned(),
                 Some((host, port)) => format!("{host}:{port}"),
@@ -195,12 +226,8 @@ async fn check_address(
     }
 }
 
-async fn connect(source: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(source) = source {
-        socket.bind(SocketAddr::new(source, 0))?;
-    }
-    socket.connect(to).await
+async fn connect_from(source: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    TcpSocket::from_std_stream(connect::socket(source, to)?.into()).connect(to).await
 }
 
 async fn check_stream<S>(stream: S, host: &str, kind: &HealthKind) -> Result<(), CheckFault>

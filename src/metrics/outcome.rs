@@ -103,7 +103,7 @@ closed_set! {
         Reset => "reset",
         /// The upstream's answer broke a rule of HTTP or of the handshake.
         BadHandshake => "bad_handshake",
-        /// No local port is left for this upstream (EADDRNOTAVAIL): it takes more source addresses.
+        /// No local port is left for this upstream (EADDRNOTAVAIL, EADDRINUSE): it takes more source addresses.
         NoPort => "no_port",
         /// The process or the system has no descriptor left (EMFILE, ENFILE).
         NoDescriptor => "no_descriptor",
@@ -136,7 +136,7 @@ impl ConnectResult {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::UnexpectedEof => Self::Reset,
-            io::ErrorKind::AddrNotAvailable => Self::NoPort,
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => Self::NoPort,
             _ => match Errno::from_io_error(error) {
                 Some(Errno::MFILE | Errno::NFILE) => Self::NoDescriptor,
                 _ => Self::Failed,
@@ -208,6 +208,7 @@ mod tests {
             (Errno::CONNRESET, ConnectResult::Reset),
             (Errno::PIPE, ConnectResult::Reset),
             (Errno::ADDRNOTAVAIL, ConnectResult::NoPort),
+            (Errno::ADDRINUSE, ConnectResult::NoPort),
             (Errno::MFILE, ConnectResult::NoDescriptor),
             (Errno::NFILE, ConnectResult::NoDescriptor),
             (Errno::ACCESS, ConnectResult::Failed),

@@ -42,19 +42,13 @@ impl Connect {
     /// # Errors
     /// What `connect(2)` reports, at once or later, or a source address that cannot be bound.
     pub async fn to(self, address: SocketAddr) -> io::Result<Stream> {
-        let socket =
-            Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let socket = socket(self.source, address)?;
         socket.set_tcp_nodelay(true)?;
         if self.reset_on_close {
             socket.set_linger(Some(Duration::ZERO))?;
         }
         if let Some(keep_alive) = self.keep_alive {
             keep_alive.set(&socket)?;
-        }
-        if let Some(source) = self.source {
-            // A port is found once the destination is known, so that each destination has all ports of the source.
-            bind_without_port(&socket)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
         }
         connect(socket, &address.into()).await
     }
@@ -67,6 +61,22 @@ impl Connect {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         connect(socket, &SockAddr::unix(path)?).await
     }
+}
+
+/// A socket that does not block, for a connection to `address` that comes from `source`, where that is given.
+///
+/// It has no port yet. One is found once the destination is known, so that each destination has all ports of the source;
+/// a `bind` that chose one would run out of them when all destinations together have as many connections.
+///
+/// # Errors
+/// Where there is no descriptor for it, or no interface of this machine has the address.
+pub fn socket(source: Option<IpAddr>, address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if let Some(source) = source {
+        bind_without_port(&socket)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    Ok(socket)
 }
 
 async fn connect(socket: Socket, address: &SockAddr) -> io::Result<Stream> {
@@ -106,5 +116,18 @@ impl KeepAlive {
             TcpKeepalive::new().with_time(self.after).with_interval(self.interval).with_retries(self.probes);
         socket.set_tcp_keepalive(&keepalive)?;
         socket.set_tcp_user_timeout(Some(self.acknowledge_within))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_with_a_source_leaves_its_port_to_the_connect() {
+        let to: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        let socket = socket(Some("127.0.0.7".parse().unwrap()), to).unwrap();
+        let from = socket.local_addr().unwrap().as_socket().unwrap();
+        assert_eq!(from, "127.0.0.7:0".parse().unwrap());
     }
 }

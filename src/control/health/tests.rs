@@ -81,6 +81,45 @@ async fn a_check_comes_from_the_source_of_the_route() {
     assert_eq!(from.ip().to_string(), "127.0.0.7");
 }
 
+#[test]
+fn what_this_machine_lacks_is_no_fault_of_the_upstream() {
+    for (errno, is_ours) in [
+        (Errno::ADDRINUSE, true),
+        (Errno::ADDRNOTAVAIL, true),
+        (Errno::MFILE, true),
+        (Errno::NFILE, true),
+        (Errno::NOBUFS, true),
+        (Errno::NOMEM, true),
+        (Errno::CONNREFUSED, false),
+        (Errno::HOSTUNREACH, false),
+        (Errno::TIMEDOUT, false),
+        // A Unix socket whose queue is full, and one that may not be opened.
+        (Errno::AGAIN, false),
+        (Errno::ACCESS, false),
+    ] {
+        assert_eq!(CheckFault::Connect(errno.into()).is_ours(), is_ours, "{errno}");
+    }
+    assert!(!CheckFault::Broken(Errno::NOBUFS.into()).is_ours());
+}
+
+#[tokio::test]
+async fn a_check_that_cannot_be_made_tells_nothing() {
+    // RFC 5737: an address of documentation, which no interface has, so nothing can come from it.
+    let mut relay = fixture::relay([UpstreamAddress::Name { host: "chat.example".to_owned(), port: 80 }]);
+    relay.sources = vec!["192.0.2.1".parse().unwrap()];
+    let group = Group::new("chat", &relay, fixture::states(1));
+    let health = health(HealthKind::Tcp, TIMEOUT);
+    let refused = TcpListener::bind("[::1]:0").await.unwrap().local_addr().unwrap();
+    let unknown = SocketAddr::new("127.0.0.1".parse().unwrap(), refused.port());
+    for addresses in [&[unknown][..], &[unknown, refused], &[refused, unknown]] {
+        group.set_addresses(0, addresses, 1);
+        let fault = check(&group, 0, &health).await.unwrap().unwrap_err();
+        assert!(fault.is_ours(), "{addresses:?}: {fault}");
+    }
+    group.set_addresses(0, &[refused], 1);
+    assert!(!check(&group, 0, &health).await.unwrap().unwrap_err().is_ours(), "no source is of its family");
+}
+
 #[tokio::test]
 async fn an_http_check_asks_as_a_client_would() {
     let (listener, group) = listener().await;
@@ -200,7 +239,10 @@ fn outcomes_count_in_a_row() {
     assert!(tally.take(bad()).is_none());
     assert!(tally.take(Ok(())).is_none(), "one bad check is forgotten");
     assert!(tally.take(bad()).is_none());
+    let ours = || Err(CheckFault::Connect(Errno::ADDRNOTAVAIL.into()));
+    assert!(tally.take(ours()).is_none(), "what cannot be checked tells nothing");
     assert!(matches!(tally.take(bad()), Some(Err(_))), "two in a row are not");
+    assert!(tally.take(ours()).is_none());
     assert!(matches!(tally.take(bad()), Some(Err(_))), "the reason may be another now");
     assert!(tally.take(Ok(())).is_none());
     assert!(matches!(tally.take(bad()), Some(Err(_))));
