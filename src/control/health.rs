@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -32,8 +32,11 @@ use crate::service::upstream::{Address, Group};
 
 /// First checks are spread over this time, or over the interval where that is shorter.
 const FIRST_CHECKS_SPREAD: Duration = Duration::from_secs(1);
-/// How many checks are under way at once, since each takes a descriptor, of those that are kept from clients.
+/// How many addresses are checked at once, of all upstreams, since each takes a descriptor, of those that are kept from
+/// clients.
 pub(super) const CHECKS_MAX: usize = 32;
+/// How many addresses of one upstream are checked at once, so that one of many leaves others their places.
+const ADDRESSES_AT_ONCE: usize = 8;
 /// What is read at a time.
 const READ_SIZE: usize = 4096;
 /// How many interim responses (1xx) an answer may have before it.
@@ -119,11 +122,7 @@ async fn keep_checking(group: Arc<Group>, index: usize, health: Health, places: 
         // A tenth more or less, so that checks by several gateways, or of many upstreams, do not fall into step.
         next += interval.mul_f64(0.9 + 0.2 * fraction(&random, count));
         next = next.max(Instant::now());
-        let outcome = {
-            let _place = places.acquire().await.expect("the semaphore is never closed");
-            check(&group, index, &tally.health).await
-        };
-        let Some(outcome) = outcome else { continue };
+        let Some(outcome) = check(&group, index, &tally.health, &places).await else { continue };
         let (route, upstream) = (group.route(), group.upstreams()[index].name());
         let hindrance = outcome.as_ref().err().filter(|fault| fault.is_ours()).map(ToString::to_string);
         // Told once, until a check can be made again.
@@ -185,22 +184,41 @@ impl Tally {
     }
 }
 
-/// Checks an upstream once; `None` where no address is known, and there is nothing to check. Of several addresses one
-/// that is good is enough; each gets its share of the time.
-async fn check(group: &Group, index: usize, health: &Health) -> Option<Result<(), CheckFault>> {
+/// Checks an upstream once; `None` where no address is known, and there is nothing to check.
+///
+/// Of several addresses one that is good is enough. They are checked side by side, so that those which hang take no time
+/// from the others; only of more than [`ADDRESSES_AT_ONCE`] does each get a share of it.
+async fn check(
+    group: &Arc<Group>,
+    index: usize,
+    health: &Health,
+    places: &Arc<Semaphore>,
+) -> Option<Result<(), CheckFault>> {
     let addresses = group.upstreams()[index].addresses();
-    let share = health.timeout / u32::try_from(addresses.len().max(1)).expect("addresses are bounded");
+    let round_count = addresses.len().div_ceil(ADDRESSES_AT_ONCE).max(1);
+    let share = health.timeout / u32::try_from(round_count).expect("addresses are bounded");
+    let mut next = addresses.into_iter();
+    let mut under_way = JoinSet::new();
     let mut fault: Option<CheckFault> = None;
-    for address in &addresses {
-        match timeout(share, check_address(group, index, address, &health.kind)).await {
-            Ok(Ok(())) => return Some(Ok(())),
+    loop {
+        while under_way.len() < ADDRESSES_AT_ONCE
+            && let Some(address) = next.next()
+        {
+            let (group, kind, places) = (Arc::clone(group), health.kind.clone(), Arc::clone(places));
+            under_way.spawn(async move {
+                let place = places.acquire_owned().await.expect("the semaphore is never closed");
+                let checked = timeout(share, check_address(&group, index, &address, &kind, place)).await;
+                checked.unwrap_or(Err(CheckFault::TimedOut))
+            });
+        }
+        let Some(checked) = under_way.join_next().await else { return fault.map(Err) };
+        match checked.expect("a check neither panics nor is aborted while it is waited for") {
+            Ok(()) => return Some(Ok(())),
             // The address that could not be checked may be good.
-            _ if fault.as_ref().is_some_and(CheckFault::is_ours) => {}
-            Ok(Err(found)) => fault = Some(found),
-            Err(_) => fault = Some(CheckFault::TimedOut),
+            Err(_) if fault.as_ref().is_some_and(CheckFault::is_ours) => {}
+            Err(found) => fault = Some(found),
         }
     }
-    fault.map(Err)
 }
 
 async fn check_address(
@@ -208,6 +226,7 @@ async fn check_address(
     index: usize,
     address: &Address,
     kind: &HealthKind,
+    place: OwnedSemaphorePermit,
 ) -> Result<(), CheckFault> {
     match address {
         Address::Socket(socket) => {
@@ -217,11 +236,11 @@ async fn check_address(
                 Some((host, port)) => format!("{host}:{port}"),
                 None => socket.to_string(),
             };
-            check_stream(stream.map_err(CheckFault::Connect)?, &host, kind).await
+            check_stream(stream.map_err(CheckFault::Connect)?, &host, kind, place).await
         }
         Address::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(CheckFault::Connect)?;
-            check_stream(stream, "localhost", kind).await
+            check_stream(stream, "localhost", kind, place).await
         }
     }
 }
@@ -230,14 +249,24 @@ async fn connect_from(source: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpS
     TcpSocket::from_std_stream(connect::socket(source, to)?.into()).connect(to).await
 }
 
-async fn check_stream<S>(stream: S, host: &str, kind: &HealthKind) -> Result<(), CheckFault>
+async fn check_stream<S>(
+    stream: S,
+    host: &str,
+    kind: &HealthKind,
+    place: OwnedSemaphorePermit,
+) -> Result<(), CheckFault>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     match kind {
         HealthKind::Tcp => Ok(()),
         HealthKind::Http { path } => check_http(stream, host, path).await,
-        HealthKind::WebSocket { path } => check_websocket(stream, host, path).await,
+        HealthKind::WebSocket { path } => {
+            let stream = check_websocket(stream, host, path).await?;
+            // The outcome is known, so how long the server takes to leave is no part of the check.
+            tokio::spawn(say_farewell(stream, place));
+            Ok(())
+        }
     }
 }
 
@@ -272,8 +301,8 @@ where
     Err(CheckFault::Malformed)
 }
 
-/// Does an opening handshake, and then leaves as a client ought to.
-async fn check_websocket<S>(mut stream: S, host: &str, path: &str) -> Result<(), CheckFault>
+/// Does an opening handshake, and returns the open connection.
+async fn check_websocket<S>(mut stream: S, host: &str, path: &str) -> Result<S, CheckFault>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -288,17 +317,26 @@ where
     while request.verify_response(&received).map_err(CheckFault::Handshake)?.is_none() {
         receive(&mut stream, &mut received).await?;
     }
-    // The outcome is known. How the server leaves is its own affair, but it gets its Close and time to answer.
+    Ok(stream)
+}
+
+/// Leaves a WebSocket server as a client ought to: with a Close, and time to answer it. Keeps its place meanwhile, as it
+/// keeps a descriptor.
+async fn say_farewell<S>(mut stream: S, place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut close = Vec::new();
     let code = CloseCode::NORMAL.get().to_be_bytes();
     frame::append(&mut close, Opcode::Close, true, &code, Some([1, 2, 3, 4]));
-    let _ = stream.write_all(&close).await;
+    // However it fails, the server is gone.
     let _ = timeout(FAREWELL_TIMEOUT, async {
-        received.clear();
+        let _ = stream.write_all(&close).await;
+        let mut received = Vec::new();
         while received.len() < FAREWELL_SIZE_MAX && receive(&mut stream, &mut received).await.is_ok() {}
     })
     .await;
-    Ok(())
+    drop((stream, place));
 }
 
 /// Waits for more bytes and appends them.

@@ -31,6 +31,11 @@ fn group(address: UpstreamAddress) -> Arc<Group> {
     Group::new("chat", &fixture::relay([address]), fixture::states(1))
 }
 
+/// Checks an upstream once, with all places free.
+async fn check(group: &Arc<Group>, index: usize, health: &Health) -> Option<Result<(), CheckFault>> {
+    super::check(group, index, health, &Arc::new(Semaphore::new(CHECKS_MAX))).await
+}
+
 /// A listener of this test's own, and the group whose upstream it is.
 async fn listener() -> (TcpListener, Arc<Group>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -186,6 +191,66 @@ async fn a_websocket_check_shakes_hands_and_closes_as_it_ought_to() {
     outcome.unwrap().unwrap();
     let refusal = checked(websocket(), b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
     assert_eq!(refusal, Err("the server answered 403, not 101".to_owned()));
+}
+
+#[tokio::test]
+async fn a_websocket_server_that_takes_its_time_to_leave_is_good_and_keeps_the_place_meanwhile() {
+    let (listener, group) = listener().await;
+    let places = Arc::new(Semaphore::new(1));
+    // Shorter than what the server is given to answer the Close, which it never does.
+    let health = health(websocket(), FAREWELL_TIMEOUT / 4);
+    let server = async {
+        let (request, mut stream) = answer(&listener, b"").await;
+        let mut storage = field_storage();
+        let head = RequestHead::parse(request.as_bytes(), &mut storage).unwrap();
+        let Ok(Request::Opening(opening)) = judge(&head) else { panic!("no opening handshake") };
+        let mut accept = Vec::new();
+        write_accept(&mut accept, opening.key(), None);
+        stream.write_all(&accept).await.unwrap();
+        stream
+    };
+    let (outcome, stream) = tokio::join!(super::check(&group, 0, &health, &places), server);
+    outcome.unwrap().unwrap();
+    assert_eq!(places.available_permits(), 0, "the farewell has a descriptor still");
+    drop(stream);
+    drop(timeout(TIMEOUT, places.acquire()).await.expect("the server has left"));
+}
+
+#[tokio::test]
+async fn addresses_of_one_name_are_checked_side_by_side() {
+    let [(first, _), (second, _)] = [listener().await, listener().await];
+    let group = group(UpstreamAddress::Name { host: "chat.example".to_owned(), port: 80 });
+    let addresses = [&first, &second].map(|listener| listener.local_addr().unwrap());
+    group.set_addresses(0, &addresses, 1);
+    // The first does not answer before the second is asked, and that never answers.
+    let servers = async {
+        let (mut first, _) = first.accept().await.unwrap();
+        let _second = second.accept().await.unwrap();
+        first.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while receive(&mut first, &mut Vec::new()).await.is_ok() {}
+    };
+    let health = health(http(), TIMEOUT);
+    let (outcome, ()) = tokio::join!(check(&group, 0, &health), servers);
+    outcome.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn of_very_many_addresses_a_few_are_checked_at_a_time() {
+    let [(silent, _), (good, _)] = [listener().await, listener().await];
+    let group = group(UpstreamAddress::Name { host: "chat.example".to_owned(), port: 80 });
+    // The kernel accepts for the silent one.
+    let mut addresses = vec![silent.local_addr().unwrap(); 3 * ADDRESSES_AT_ONCE - 1];
+    addresses.push(good.local_addr().unwrap());
+    group.set_addresses(0, &addresses, 1);
+    let places = Arc::new(Semaphore::new(CHECKS_MAX));
+    let health = health(http(), Duration::from_millis(1500));
+    let server = async {
+        let (_, mut stream) = answer(&good, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        assert!(places.available_permits() >= CHECKS_MAX - ADDRESSES_AT_ONCE);
+        while receive(&mut stream, &mut Vec::new()).await.is_ok() {}
+    };
+    let (outcome, ()) = tokio::join!(super::check(&group, 0, &health, &places), server);
+    outcome.unwrap().unwrap();
 }
 
 #[tokio::test]
