@@ -151,6 +151,8 @@ pub enum Problem {
     BadField { name: String, fault: FieldFault },
     /// Not the value of a field. It may be a secret, and is not repeated.
     BadFieldValue,
+    /// Not a host that a request could name.
+    BadHostField { value: String },
     /// A key that means nothing to the route's service.
     NotForService { service: Service },
     /// More tables than are allowed.
@@ -268,6 +270,7 @@ impl fmt::Display for Problem {
             Self::BadSource { address } => write!(out, "no connection comes from {address}"),
             Self::BadField { name, fault } => write!(out, "{name:?} cannot be edited: {fault}"),
             Self::BadFieldValue => write!(out, "this is not the value of a field"),
+            Self::BadHostField { value } => write!(out, "no request names {value:?} as its host"),
             Self::NotForService { service } => {
                 write!(out, "the service {:?} has no use for it", service.label())
             }
@@ -399,6 +402,10 @@ impl Problem {
             },
             Self::BadFieldValue => {
                 "Write visible ASCII characters, with spaces only between them.".into()
+            }
+            Self::BadHostField { .. } => {
+                "Write a host, with its port or without, such as \"app.internal\" or \"app.internal:8080\"."
+                    .into()
             }
             Self::NotForService { .. } => "Remove it.".into(),
             Self::TooMany { reason, .. } => (*reason).into(),

@@ -26,9 +26,9 @@ use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::response::ResponseHead;
 use crate::protocol::http::scan::HeadScan;
 use crate::protocol::websocket::frame::RESERVED_BITS;
+use crate::protocol::websocket::handshake::Offer;
 use crate::protocol::websocket::handshake::client::{RESPONSE_FIELD_COUNT_MAX, RESPONSE_HEAD_SIZE_MAX};
 use crate::protocol::websocket::handshake::upstream::{self, Answer};
-use crate::protocol::websocket::handshake::{self, Request};
 
 /// How many interim responses an upstream may send before the one that counts.
 const INTERIM_MAX: u32 = 8;
@@ -53,8 +53,13 @@ pub struct Asking {
 /// What an upstream is asked.
 #[derive(Debug)]
 pub enum Question {
-    /// A WebSocket server: the whole head of the opening handshake.
-    Head(Vec<u8>),
+    /// A WebSocket server: the opening handshake.
+    Head {
+        /// Its whole head.
+        request: Vec<u8>,
+        /// What it offers.
+        offer: Offer,
+    },
     /// A byte stream: nothing. The client's answer is known already.
     Nothing {
         /// The head of the 101.
@@ -161,10 +166,7 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
         Question::Nothing { answer } => {
             Ok(Answered::Accepted { answer, content: Content::Bytes, early: Vec::new() })
         }
-        Question::Head(head) => {
-            let timeout = ticks(upstreams.relay.limits.handshake_timeout);
-            ask(client, upstreams, &stream, &head, timeout).await
-        }
+        Question::Head { request, offer } => ask(client, upstreams, &stream, &request, &offer).await,
     };
     match answered {
         Ok(Answered::Accepted { answer, content, early }) => {
@@ -258,8 +260,9 @@ async fn ask(
     upstreams: &Upstreams,
     stream: &Stream,
     request: &[u8],
-    timeout: Tick,
+    offer: &Offer,
 ) -> Result<Answered, Fault> {
+    let timeout = ticks(upstreams.relay.limits.handshake_timeout);
     let deadline = client.resources().timers.after(timeout);
     send(client, stream, request, deadline).await?;
     let mut received = Vec::new();
@@ -268,7 +271,7 @@ async fn ask(
     loop {
         match scan.scan(&received) {
             Ok(Some(head_size)) => {
-                if let Some(answered) = judge(upstreams, request, &received, head_size)? {
+                if let Some(answered) = judge(upstreams, offer, &received, head_size)? {
                     return Ok(answered);
                 }
                 interim_count += 1;
@@ -292,21 +295,15 @@ async fn ask(
 /// Judges the head of a response, and writes the one that the client gets; `None` for an interim response.
 fn judge(
     upstreams: &Upstreams,
-    request: &[u8],
+    offer: &Offer,
     received: &[u8],
     head_size: usize,
 ) -> Result<Option<Answered>, Fault> {
-    let bad = |_| Fault::Failed(ConnectResult::BadHandshake);
-    let (mut request_storage, mut storage) = (field_storage(), field_storage());
-    // What was asked is read again: to keep what it offered would take as much, for every client that waits.
-    let request = RequestHead::parse(request, &mut request_storage).expect("we wrote it");
-    let Ok(Request::Opening(opening)) = handshake::judge(&request) else {
-        unreachable!("it was an opening handshake when it was passed on");
-    };
+    let mut storage = field_storage();
     let (head, rest) = received.split_at(head_size);
     let head =
         ResponseHead::parse(head, &mut storage).map_err(|_| Fault::Failed(ConnectResult::BadHandshake))?;
-    let answer = upstream::judge(&head, &opening).map_err(bad)?;
+    let answer = upstream::judge(&head, offer).map_err(|_| Fault::Failed(ConnectResult::BadHandshake))?;
     let edits = upstreams.relay.response_headers.view();
     let mut out = Vec::with_capacity(head_size + 64);
     Ok(match answer {

@@ -334,7 +334,7 @@ impl Connection {
         let question = if place.service == Service::Tcp {
             Question::Nothing { answer: answer() }
         } else {
-            match self.question(head, route, &upstreams.relay, sender) {
+            match self.question(opening, head, route, &upstreams.relay, sender) {
                 Ok(question) => question,
                 Err(refusal) => return self.refuse(refusal, Some(place.route_index), false),
             }
@@ -350,6 +350,7 @@ impl Connection {
     /// What a WebSocket server is asked for a client.
     fn question(
         &self,
+        opening: &Opening<'_>,
         head: &RequestHead<'_>,
         route: &Route,
         relay: &Relay,
@@ -369,7 +370,7 @@ impl Connection {
         };
         let mut request = Vec::with_capacity(1024);
         passage.write(head, &mut request)?;
-        Ok(Question::Head(request))
+        Ok(Question::Head { request, offer: opening.offer() })
     }
 
     /// Counts an opening handshake that is accepted.

@@ -15,6 +15,7 @@ use super::super::{PathPattern, Port, Service};
 use super::list;
 use super::ports::WrittenPort;
 use super::routes::path;
+use crate::protocol::http::request::Authority;
 
 /// The keys of a route that mean nothing where there is no upstream.
 pub(super) const KEYS: &[&str] = &[
@@ -33,6 +34,9 @@ pub(super) const KEYS: &[&str] = &[
 pub(super) const REQUEST_KEYS: &[&str] = &["upstream_path", "request_headers", "response_headers"];
 
 const UPSTREAM_COUNT_MAX: usize = 256;
+
+/// How many fields a route may remove, and how many it may set.
+const HEADER_EDIT_COUNT_MAX: usize = 64;
 
 const HEALTH_INTERVAL: Bounds = Bounds {
     min: 100,
@@ -281,7 +285,8 @@ fn header_edits<'t>(
         return edits;
     };
     if let Some(item) = section.get("remove") {
-        for item in list(reader, &item, "a list of names, such as [\"Cookie\"]").unwrap_or_default() {
+        let items = list(reader, &item, "a list of names, such as [\"Cookie\"]").unwrap_or_default();
+        for item in few_edits(reader, &item, items) {
             let Some(name) = reader.string(&item).map(str::to_owned) else {
                 continue;
             };
@@ -295,7 +300,8 @@ fn header_edits<'t>(
         }
     }
     if let Some(item) = section.get("set") {
-        for (name, item) in reader.entries(&item).unwrap_or_default() {
+        let entries = reader.entries(&item).unwrap_or_default();
+        for (name, item) in few_edits(reader, &item, entries) {
             let Some(value) = reader.string(&item) else {
                 continue;
             };
@@ -305,12 +311,25 @@ fn header_edits<'t>(
                 reader.fault::<()>(&item, Problem::Repeated { value: name.to_owned() });
             } else if !is_value(value) {
                 reader.fault::<()>(&item, Problem::BadFieldValue);
+            } else if name.eq_ignore_ascii_case("host") && Authority::parse(value).is_none() {
+                reader.fault::<()>(&item, Problem::BadHostField { value: value.to_owned() });
             } else {
                 edits.set.push((name.to_owned(), value.to_owned()));
             }
         }
     }
     edits
+}
+
+/// The edits of `item`, of which there are few; none where there are more than a route may have.
+fn few_edits<'t, E>(reader: &mut Reader<'t>, item: &Item<'t>, edits: Vec<E>) -> Vec<E> {
+    if edits.len() <= HEADER_EDIT_COUNT_MAX {
+        return edits;
+    }
+    let reason = "Each is compared with each field of a head.";
+    let problem = Problem::TooMany { count: edits.len(), max: HEADER_EDIT_COUNT_MAX, reason };
+    reader.fault::<()>(item, problem);
+    Vec::new()
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ use crate::protocol::http::{
 /// Each is compared with each other and with those that the route allows; a head full of them would be quadratic work.
 pub const SUBPROTOCOL_COUNT_MAX: usize = 64;
 
+/// The size of a key in bytes: 16 bytes in base64.
+const KEY_SIZE: usize = 24;
+
 /// What a request asks for.
 #[derive(Clone, Copy, Debug)]
 pub enum Request<'h> {
@@ -30,9 +33,20 @@ pub enum Request<'h> {
 /// An opening handshake that breaks no rule. Whether it is accepted is the route's affair.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening<'h> {
-    key: &'h [u8],
+    key: &'h [u8; KEY_SIZE],
     origin: Option<&'h [u8]>,
     fields: &'h [Field<'h>],
+}
+
+/// What is kept of an opening handshake while an upstream is asked: all that a 101 depends on, and no head to be read
+/// again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    key: [u8; KEY_SIZE],
+    /// The subprotocols as one list; empty where there are none, as mostly.
+    subprotocols: Vec<u8>,
+    /// The extensions as one list.
+    extensions: Vec<u8>,
 }
 
 /// Judges the head of a request: is it an opening handshake, and does it keep the rules of RFC 6455 section 4.2.1?
@@ -83,10 +97,7 @@ pub fn judge<'h>(head: &RequestHead<'h>) -> Result<Request<'h>, Refusal> {
         several if several.contains(&b',') => return Err(BadRequest::VersionRepeated.into()),
         _ => return Err(Refusal::BadVersion),
     }
-    let key = key.ok_or(BadRequest::KeyMissing)?;
-    if !is_key(key) {
-        return Err(BadRequest::KeyInvalid.into());
-    }
+    let key = key_of(key.ok_or(BadRequest::KeyMissing)?).ok_or(BadRequest::KeyInvalid)?;
     if offers_subprotocols {
         check_subprotocols(head.fields())?;
     }
@@ -123,6 +134,24 @@ impl<'h> Opening<'h> {
     /// The values of `Sec-WebSocket-Extensions`, each a well-formed list of offers.
     pub fn extensions(&self) -> impl Iterator<Item = &'h [u8]> {
         list::values(self.fields, EXTENSIONS_FIELD)
+    }
+
+    /// What an upstream's answer is judged by.
+    pub fn offer(&self) -> Offer {
+        let list = |name| list::values(self.fields, name).collect::<Vec<_>>().join(&b", "[..]);
+        Offer { key: *self.key, subprotocols: list(SUBPROTOCOL_FIELD), extensions: list(EXTENSIONS_FIELD) }
+    }
+}
+
+impl Offer {
+    /// Whether this subprotocol was offered; case matters.
+    fn has_subprotocol(&self, chosen: &[u8]) -> bool {
+        list::elements(&self.subprotocols).any(|offered| offered == chosen)
+    }
+
+    /// Whether an extension of this name was offered.
+    fn has_extension(&self, chosen: &[u8]) -> bool {
+        list::elements(&self.extensions).any(|offered| extension_name(offered) == Some(chosen))
     }
 }
 
@@ -168,18 +197,14 @@ fn take_once<'h>(slot: &mut Option<&'h [u8]>, value: &'h [u8], repeated: BadRequ
     }
 }
 
-/// Whether this decodes to exactly 16 bytes: 22 characters of base64 and the padding.
+/// The key that this is, if it decodes to exactly 16 bytes: 22 characters of base64 and the padding.
 ///
 /// The last character carries 2 bits of the 16 bytes and 4 of nothing, which some clients fill: whatever they are, it
 /// is the same 16 bytes. (The engine that base64 calls STANDARD refuses them.)
-fn is_key(key: &[u8]) -> bool {
-    match key.strip_suffix(b"==") {
-        Some(characters) => {
-            characters.len() == 22
-                && characters.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
-        }
-        None => false,
-    }
+fn key_of(value: &[u8]) -> Option<&[u8; KEY_SIZE]> {
+    let key: &[u8; KEY_SIZE] = value.try_into().ok()?;
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.strip_suffix(b"==").is_some_and(|characters| characters.iter().all(is_base64)).then_some(key)
 }
 
 /// Checks that the subprotocols offered are tokens, at least one, none twice (RFC 6455 sections 4.1 and 11.3.4).
@@ -444,7 +469,7 @@ mod tests {
                 let mut key = KEY.as_bytes().to_vec();
                 key[at] = byte;
                 let decodes = lenient.decode(&key).is_ok_and(|bytes| bytes.len() == 16);
-                assert_eq!(is_key(&key), decodes, "{byte:#x} at {at}");
+                assert_eq!(key_of(&key).is_some(), decodes, "{byte:#x} at {at}");
             }
         }
     }
@@ -509,7 +534,7 @@ mod tests {
     #[test]
     fn the_subprotocol_chosen_was_offered_and_is_allowed() {
         let fields = [Field { name: "Sec-WebSocket-Protocol", value: b"a, b, c" }];
-        let opening = Opening { key: KEY.as_bytes(), origin: None, fields: &fields };
+        let opening = Opening { key: key_of(KEY.as_bytes()).unwrap(), origin: None, fields: &fields };
         let choice = |allowed: &[&str]| {
             opening.select_subprotocol(&allowed.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
         };

@@ -229,6 +229,16 @@ const CASES: &[(&str, &str, &str)] = &[
     ),
     (
         WEBSOCKET,
+        "request_headers = { set = { HOST = \"inner host/x\" } }\n",
+        r#"5:36: route[0].request_headers.set.HOST: no request names "inner host/x" as its host. Write a host, with its port or without, such as "app.internal" or "app.internal:8080"."#,
+    ),
+    (
+        WEBSOCKET,
+        "request_headers = { set = { Host = \"\" } }\n",
+        r#"5:36: route[0].request_headers.set.Host: no request names "" as its host. Write a host, with its port or without, such as "app.internal" or "app.internal:8080"."#,
+    ),
+    (
+        WEBSOCKET,
         "request_headers = { set = [\"a: b\"] }\n",
         "5:27: route[0].request_headers.set: this is an array, and has to be a table. Write a table.",
     ),
@@ -310,6 +320,37 @@ fn each_mistake_in_a_relay_is_told_with_its_place_and_what_to_write_instead() {
         let port = if begin.contains("[[port]]") { "" } else { PORT };
         let text = format!("{begin}{end}{port}");
         assert_eq!(faults(&text), [*expected], "in\n{text}");
+    }
+}
+
+#[test]
+fn a_route_edits_a_bounded_number_of_fields() {
+    let edits = |count: usize| {
+        let names: Vec<String> = (0..count).map(|index| format!("\"X-{index}\"")).collect();
+        let set: Vec<String> = names.iter().map(|name| format!("{name} = \"a\"")).collect();
+        let text = format!(
+            "{PORT}{WEBSOCKET}request_headers.remove = [{}]\nresponse_headers.set = {{ {} }}\n",
+            names.join(", "),
+            set.join(", ")
+        );
+        faults(&text)
+    };
+    assert_eq!(edits(64), [""; 0]);
+    let sentence = "there are 65, and at most 64 are allowed. Each is compared with each field of a head.";
+    assert_eq!(
+        edits(65),
+        [
+            format!("7:26: route[0].request_headers.remove: {sentence}"),
+            format!("8:24: route[0].response_headers.set: {sentence}")
+        ]
+    );
+}
+
+#[test]
+fn a_host_that_is_set_is_one_that_a_request_can_name() {
+    for host in ["app", "app.internal:8080", "192.0.2.1", "[2001:db8::1]:80"] {
+        let text = format!("{PORT}{WEBSOCKET}request_headers = {{ set = {{ Host = \"{host}\" }} }}\n");
+        assert_eq!(faults(&text), [""; 0]);
     }
 }
 

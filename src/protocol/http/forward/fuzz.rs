@@ -87,6 +87,7 @@ fn pass_request(head: &RequestHead<'_>, opening: &Opening<'_>, choice: u8) {
         panic!("it is an opening handshake no more")
     };
     assert_eq!(same.key(), opening.key());
+    assert_eq!(same.offer(), opening.offer());
     assert!(same.subprotocols().eq(opening.subprotocols()) && same.extensions().eq(opening.extensions()));
     assert_of_one_connection(passed.fields(), &[("connection", "Upgrade"), ("upgrade", "websocket")]);
 

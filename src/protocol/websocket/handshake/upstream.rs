@@ -1,7 +1,7 @@
 //! What an upstream answers an opening handshake that was passed on to it with the client's own key.
 
-use super::{Opening, client, client::ResponseFault, extension_name, token_text};
-use crate::protocol::http::{body::ResponseFraming, list, response::ResponseHead};
+use super::{Offer, client, client::ResponseFault, token_text};
+use crate::protocol::http::{body::ResponseFraming, response::ResponseHead};
 
 /// What an upstream's response means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,25 +27,19 @@ pub enum Answer<'h> {
     },
 }
 
-/// Judges the head of a response to the opening handshake of a client.
+/// Judges the head of a response to the opening handshake of a client that offered this.
 ///
 /// Only after [`Answer::Accepted`] may a byte be passed on as it comes: until then the exchange is HTTP.
 ///
 /// # Errors
 /// [`ResponseFault`]: a 101 that breaks a rule of RFC 6455 section 4.1 or is not of HTTP/1.1, a refusal whose body has no
 /// clear end, a status beyond 599. Nothing of it is passed on.
-pub fn judge<'h>(head: &ResponseHead<'h>, opening: &Opening<'_>) -> Result<Answer<'h>, ResponseFault> {
+pub fn judge<'h>(head: &ResponseHead<'h>, offer: &Offer) -> Result<Answer<'h>, ResponseFault> {
     match head.status {
         101 => {
-            let is_subprotocol_offered =
-                |chosen: &[u8]| opening.subprotocols().any(|offered| offered.as_bytes() == chosen);
-            let is_extension_offered = |chosen: &[u8]| {
-                opening
-                    .extensions()
-                    .flat_map(list::elements)
-                    .any(|offer| extension_name(offer) == Some(chosen))
-            };
-            let agreed = client::verify(head, opening.key(), is_subprotocol_offered, is_extension_offered)?;
+            let has_subprotocol = |chosen: &[u8]| offer.has_subprotocol(chosen);
+            let has_extension = |chosen: &[u8]| offer.has_extension(chosen);
+            let agreed = client::verify(head, &offer.key, has_subprotocol, has_extension)?;
             Ok(Answer::Accepted {
                 subprotocol: agreed.subprotocol.map(token_text),
                 has_extensions: agreed.has_extensions,
@@ -82,7 +76,8 @@ mod tests {
         let Ok(Request::Opening(opening)) = handshake::judge(&head) else {
             panic!("it is no opening handshake")
         };
-        check(judge(&ResponseHead::parse(response.as_bytes(), &mut response_storage).unwrap(), &opening))
+        let offer = opening.offer();
+        check(judge(&ResponseHead::parse(response.as_bytes(), &mut response_storage).unwrap(), &offer))
     }
 
     fn comes_to(response: &str, expected: Result<Answer<'_>, ResponseFault>) {
@@ -126,6 +121,25 @@ mod tests {
         {
             let lines = format!("Sec-WebSocket-Extensions: {extensions}\r\n");
             comes_to(&accepted(&lines), Err(ResponseFault::Extension));
+        }
+    }
+
+    #[test]
+    fn an_offer_is_what_all_fields_of_the_handshake_offer_together() {
+        let head = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+            Sec-WebSocket-Protocol: , chat\r\nsec-websocket-protocol: a ,b,\r\n\
+            Sec-WebSocket-Extensions: x-first; a=\"b\"\r\nSec-WebSocket-Extensions: ,x-second\r\n\r\n";
+        let mut storage = field_storage();
+        let head = RequestHead::parse(head.as_bytes(), &mut storage).unwrap();
+        let Ok(Request::Opening(opening)) = handshake::judge(&head) else { panic!("no opening handshake") };
+        let offer = opening.offer();
+        for (subprotocol, is_offered) in [("chat", true), ("a", true), ("b", true), ("c", false), ("", false)]
+        {
+            assert_eq!(offer.has_subprotocol(subprotocol.as_bytes()), is_offered, "{subprotocol}");
+        }
+        for (extension, is_offered) in [("x-first", true), ("x-second", true), ("a", false), ("b", false)] {
+            assert_eq!(offer.has_extension(extension.as_bytes()), is_offered, "{extension}");
         }
     }
 
