@@ -43,6 +43,25 @@ fn a_head_with_as_many_fields_as_may_be_is_passed_on_with_more() {
     gateway.stop();
 }
 
+#[test]
+fn requests_that_an_upstream_drops_do_not_keep_other_clients_from_it() {
+    let upstream = upstream(|mut stream| {
+        let head = read_head(&mut stream);
+        if !head.contains("X-Bad") {
+            stream.write_all(&accept(&head)).unwrap();
+            wait_for_end(&mut stream);
+        }
+    });
+    let gateway = Gateway::start(IoDriver::Auto, "", &route(&[upstream]));
+    for _ in 0..5 {
+        assert_eq!(status(&read_head(&mut gateway.ask("/c", "X-Bad: 1\r\n"))), 502);
+    }
+    assert_eq!(status(&read_head(&mut gateway.ask("/c", ""))), 101);
+    assert_eq!(gateway.metric("upstream_connects_total", &["result=\"reset\""]), 5);
+    assert_eq!(gateway.metric("upstream_ejections_total", &[]), 0);
+    gateway.stop();
+}
+
 /// One shard with a port and routes.
 struct Gateway {
     address: SocketAddr,

@@ -87,7 +87,7 @@ families! {
     UpstreamConnectDuration HISTOGRAM "ringway_upstream_connect_duration_seconds" ["route"]
         "Time from the first packet to an upstream until it has accepted the client, in seconds.";
     UpstreamHealthy GAUGE "ringway_upstream_healthy" ["route" "upstream"]
-        "Whether the upstream gets connections: 1 or 0.";
+        "Whether the upstream is in use, neither ejected nor found bad by checks: 1 or 0.";
     UpstreamConnectionsActive GAUGE "ringway_upstream_connections_active" ["route" "upstream"]
         "Connections to the upstream, those that are being made included.";
     UpstreamEjections COUNTER "ringway_upstream_ejections_total" ["route" "upstream"]

@@ -32,7 +32,7 @@ pub use labels::{
 pub use outcome::{ConnectResult, End, HandshakeResult};
 pub use process::ProcessUse;
 pub use totals::PortTotals;
-pub use upstream::{Load, RelayCells, Standing, UpstreamState};
+pub use upstream::{ClientNetwork, Load, RelayCells, Standing, UpstreamState};
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

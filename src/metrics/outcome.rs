@@ -113,7 +113,7 @@ closed_set! {
         Abandoned => "abandoned",
         /// None was tried: those that are healthy have as many connections as they may.
         Full => "full",
-        /// None was tried: all are ejected, or found bad by checks.
+        /// None was tried: checks have found all of them bad.
         Unhealthy => "unhealthy",
         /// None was tried: no address is known for their names.
         Unresolved => "unresolved",
@@ -163,6 +163,11 @@ impl ConnectResult {
             | Self::Unhealthy
             | Self::Unresolved => false,
         }
+    }
+
+    /// Whether the client's request had been sent, and so may itself have caused the failure.
+    pub const fn may_be_the_requests_fault(self) -> bool {
+        matches!(self, Self::HandshakeTimedOut | Self::Reset | Self::BadHandshake)
     }
 }
 

@@ -134,7 +134,7 @@ fn count_everything(metrics: &Metrics) {
     upstreams[0].set_has_address(true);
     assert!(upstreams[0].enter(Load { connections: 9, connecting: 9 }));
     upstreams[1].set_has_address(true);
-    assert!(upstreams[1].fail(1, 500));
+    assert!(upstreams[1].fail(None, 1, 500, true));
     metrics.port_state(0).set_up(true);
     metrics.port_state(1).set_draining(true);
     metrics.port_state(1).set_connections_limit(19_000);

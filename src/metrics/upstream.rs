@@ -1,5 +1,6 @@
 //! What is counted behind a route that relays: each shard's attempts to connect, and the state of each upstream.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::cell::{Counter, DurationHistogram, HistogramTotals};
@@ -86,6 +87,23 @@ pub struct Load {
     pub connecting: u32,
 }
 
+/// A hash of the network that a client comes from, of 30 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientNetwork(NonZeroU32);
+
+impl ClientNetwork {
+    const BITS: u32 = 30;
+
+    /// The network with this hash.
+    #[expect(clippy::cast_possible_truncation, reason = "the highest bits are taken")]
+    pub const fn of_hash(hash: u64) -> Self {
+        match NonZeroU32::new((hash >> (u64::BITS - Self::BITS)) as u32) {
+            Some(bits) => Self(bits),
+            None => Self(NonZeroU32::MIN),
+        }
+    }
+}
+
 /// What the connections of clients have made of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -93,6 +111,8 @@ pub enum Standing {
     Used {
         /// How many failed in a row, the latest.
         failures: u32,
+        /// The network of the client whose request was the latest of these to fail; `None` where none was sent yet.
+        network: Option<ClientNetwork>,
     },
     /// It gets none until this time, in milliseconds; then one.
     Ejected {
@@ -108,7 +128,7 @@ impl Default for UpstreamState {
     fn default() -> Self {
         Self {
             load: AtomicU64::new(0),
-            standing: AtomicU64::new(Standing::Used { failures: 0 }.pack()),
+            standing: AtomicU64::new(Standing::NEW.pack()),
             ejections: AtomicU64::new(0),
             is_checked_good: AtomicBool::new(true),
             has_address: AtomicBool::new(false),
@@ -161,7 +181,7 @@ impl UpstreamState {
 
     /// The trial ends well.
     pub fn pass_trial(&self) {
-        self.end_trial(Standing::Used { failures: 0 });
+        self.end_trial(Standing::NEW);
     }
 
     /// The trial ends badly: the upstream is ejected again.
@@ -178,30 +198,42 @@ impl UpstreamState {
     /// been begun long before.
     pub fn succeed(&self) {
         // Looked at first, as this is nearly always so, and a load leaves the line with those who share it.
-        if self.standing() != (Standing::Used { failures: 0 }) {
+        if self.standing() != Standing::NEW {
             self.advance(|standing| match standing {
-                Standing::Used { .. } => Some(Standing::Used { failures: 0 }),
+                Standing::Used { .. } => Some(Standing::NEW),
                 Standing::Ejected { .. } | Standing::OnTrial => None,
             });
         }
     }
 
     /// A connection other than a trial has failed. Returns whether this ejected the upstream, until `until_ms`: it is
-    /// the last of `eject_after` failures in a row.
-    pub fn fail(&self, eject_after: u32, until_ms: u64) -> bool {
+    /// the last of `eject_after` failures in a row, and `may_eject`.
+    ///
+    /// `network` is that of the client whose request may have caused the failure, and `None` where none was sent. Such
+    /// failures one after the other count once for one network, so that no client ejects an upstream by itself.
+    pub fn fail(
+        &self,
+        network: Option<ClientNetwork>,
+        eject_after: u32,
+        until_ms: u64,
+        may_eject: bool,
+    ) -> bool {
         let mut is_ejected = false;
-        self.advance(|standing| match standing {
-            Standing::Used { failures } => {
-                is_ejected = failures + 1 >= eject_after;
-                Some(if is_ejected {
-                    Standing::Ejected { until_ms }
-                } else {
-                    Standing::Used { failures: failures + 1 }
-                })
-            }
-            Standing::Ejected { .. } | Standing::OnTrial => {
-                is_ejected = false;
-                None
+        self.advance(|standing| {
+            is_ejected = false;
+            match standing {
+                Standing::Used { network: latest, .. } if network.is_some() && network == latest => None,
+                Standing::Used { failures, network: latest } => {
+                    let failures = failures.saturating_add(1);
+                    is_ejected = may_eject && failures >= eject_after;
+                    let network = network.or(latest);
+                    Some(if is_ejected {
+                        Standing::Ejected { until_ms }
+                    } else {
+                        Standing::Used { failures, network }
+                    })
+                }
+                Standing::Ejected { .. } | Standing::OnTrial => None,
             }
         });
         if is_ejected {
@@ -275,21 +307,28 @@ const EJECTED: u64 = 1 << 63;
 const ON_TRIAL: u64 = 1 << 62;
 
 impl Standing {
+    /// In use, with nothing against it.
+    const NEW: Self = Self::Used { failures: 0, network: None };
+
     fn pack(self) -> u64 {
         match self {
-            Self::Used { failures } => failures.into(),
+            Self::Used { failures, network } => {
+                u64::from(network.map_or(0, |network| network.0.get())) << u32::BITS | u64::from(failures)
+            }
             Self::Ejected { until_ms } => EJECTED | until_ms.min(ON_TRIAL - 1),
             Self::OnTrial => ON_TRIAL,
         }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "each half is taken by itself")]
     fn unpack(packed: u64) -> Self {
         if packed & EJECTED != 0 {
             Self::Ejected { until_ms: packed & !EJECTED }
         } else if packed & ON_TRIAL != 0 {
             Self::OnTrial
         } else {
-            Self::Used { failures: u32::try_from(packed).expect("packed from a u32") }
+            let [failures, network] = [packed as u32, (packed >> u32::BITS) as u32];
+            Self::Used { failures, network: NonZeroU32::new(network).map(ClientNetwork) }
         }
     }
 }
@@ -322,17 +361,42 @@ mod tests {
     #[test]
     fn failures_in_a_row_eject_once_and_a_success_between_them_forgives() {
         let state = UpstreamState::default();
-        assert!(!state.fail(3, 500));
-        assert!(!state.fail(3, 500));
+        assert!(!state.fail(None, 3, 500, true));
+        assert!(!state.fail(None, 3, 500, true));
         state.succeed();
-        assert!(!state.fail(3, 500));
-        assert!(!state.fail(3, 500));
-        assert!(state.fail(3, 500));
+        assert!(!state.fail(None, 3, 500, true));
+        assert!(!state.fail(None, 3, 500, true));
+        assert!(state.fail(None, 3, 500, true));
         assert_eq!(state.standing(), Standing::Ejected { until_ms: 500 });
         // Those that were on their way say nothing new.
-        assert!(!state.fail(3, 900));
+        assert!(!state.fail(None, 3, 900, true));
         state.succeed();
         assert_eq!(state.standing(), Standing::Ejected { until_ms: 500 });
+        assert_eq!(state.ejections(), 1);
+    }
+
+    #[test]
+    fn requests_of_one_network_that_fail_one_after_the_other_count_once() {
+        let state = UpstreamState::default();
+        let [one, other] = [1 << 63, 1 << 62].map(|hash| Some(ClientNetwork::of_hash(hash)));
+        for _ in 0..10 {
+            assert!(!state.fail(one, 3, 500, true));
+        }
+        assert_eq!(state.standing(), Standing::Used { failures: 1, network: one });
+        assert!(!state.fail(None, 3, 500, true), "what no request caused counts each time");
+        assert!(!state.fail(one, 3, 500, true), "and does not make the next one another's");
+        assert_eq!(state.standing(), Standing::Used { failures: 2, network: one });
+        assert!(state.fail(other, 3, 500, true));
+    }
+
+    #[test]
+    fn what_may_not_be_ejected_is_at_the_next_failure_when_it_may() {
+        let state = UpstreamState::default();
+        for _ in 0..10 {
+            assert!(!state.fail(None, 3, 500, false));
+        }
+        assert_eq!(state.ejections(), 0);
+        assert!(state.fail(None, 3, 500, true));
         assert_eq!(state.ejections(), 1);
     }
 
@@ -342,7 +406,7 @@ mod tests {
         state.set_has_address(true);
         assert!(state.is_healthy());
         assert!(!state.begin_trial(0), "it is in use");
-        assert!(state.fail(1, 500));
+        assert!(state.fail(None, 1, 500, true));
         assert!(!state.is_healthy());
         assert!(!state.begin_trial(499));
         assert!(state.begin_trial(500));
@@ -355,14 +419,15 @@ mod tests {
         assert!(!state.is_healthy());
         state.pass_trial();
         assert!(state.is_healthy());
-        assert_eq!((state.standing(), state.ejections()), (Standing::Used { failures: 0 }, 1));
+        assert_eq!((state.standing(), state.ejections()), (Standing::NEW, 1));
     }
 
     #[test]
     fn what_is_known_of_an_upstream_survives_packing() {
         for standing in [
-            Standing::Used { failures: 0 },
-            Standing::Used { failures: u32::MAX },
+            Standing::NEW,
+            Standing::Used { failures: u32::MAX, network: Some(ClientNetwork::of_hash(u64::MAX)) },
+            Standing::Used { failures: 1, network: Some(ClientNetwork::of_hash(0)) },
             Standing::Ejected { until_ms: 0 },
             Standing::Ejected { until_ms: ON_TRIAL - 1 },
             Standing::OnTrial,
@@ -406,8 +471,8 @@ mod tests {
         let state = UpstreamState::default();
         for round in 0..500 {
             let (ejected, trials) = thread::scope(|scope| {
-                let threads =
-                    [(); 3].map(|()| scope.spawn(|| (state.fail(2, round), state.begin_trial(round))));
+                let threads = [(); 3]
+                    .map(|()| scope.spawn(|| (state.fail(None, 2, round, true), state.begin_trial(round))));
                 let outcomes = threads.map(|thread| thread.join().unwrap());
                 let count = |of: fn(&(bool, bool)) -> bool| outcomes.iter().filter(|one| of(one)).count();
                 (count(|one| one.0), count(|one| one.1))

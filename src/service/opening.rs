@@ -48,6 +48,8 @@ pub struct Asking {
     pub question: Question,
     /// What the upstream depends on, where clients stick to one ([`stickiness`]).
     pub hash: Option<u64>,
+    /// Who the client is, which failures that its request may have caused are told by.
+    pub client: IpAddr,
 }
 
 /// What an upstream is asked.
@@ -157,7 +159,7 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
             }
             Err(Fault::Failed(result)) => {
                 upstreams.cells.connect(result);
-                attempt.failed(result, clock::monotonic_ms());
+                attempt.failed(result, asking.client, clock::monotonic_ms());
                 latest = Some(result);
             }
         }
@@ -186,7 +188,7 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
         }
         Err(Fault::Failed(result)) => {
             upstreams.cells.connect(result);
-            attempt.failed(result, clock::monotonic_ms());
+            attempt.failed(result, asking.client, clock::monotonic_ms());
             Outcome::Unavailable(refusal_of(Unavailable::Exhausted, Some(result)))
         }
     }

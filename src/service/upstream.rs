@@ -51,7 +51,7 @@ pub enum Unavailable {
     Full,
     /// This client has tried all that could be tried, or as many as it may; the last failure says why (502, 504).
     Exhausted,
-    /// All are ejected, on trial, or found bad by checks (503).
+    /// Checks have found all of them bad (503).
     Unhealthy,
     /// No address is known for any name (502).
     Unresolved,
@@ -139,6 +139,9 @@ impl Group {
     /// limit, and at least one. Where they are not, it lets the upstream pass in some of its turns, in a fixed pattern,
     /// as long as there is another that can be chosen.
     ///
+    /// One that is ejected or on trial is passed over as long as another is in use. Where none is, they are chosen from
+    /// as if nothing had failed: it may have been those clients' requests, and to be refused helps nobody.
+    ///
     /// # Errors
     /// [`Unavailable`].
     pub fn choose(
@@ -151,15 +154,16 @@ impl Group {
             return Err(Unavailable::Exhausted);
         }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let terms = Terms { hash, is_last_resort: !self.uses_any(|_| true), now_ms };
         for may_let_pass in [true, false] {
             let mut above = None;
-            while let Some(rank) = self.next_best(hash, turn, above, tried, now_ms) {
+            while let Some(rank) = self.next_best(terms, turn, above, tried) {
                 above = Some(rank);
                 let upstream = &self.upstreams[rank.index as usize];
                 if may_let_pass && self.lets_pass(upstream, now_ms) {
                     continue;
                 }
-                let Some(is_trial) = self.enter(upstream, now_ms) else { continue };
+                let Some(is_trial) = self.enter(upstream, terms) else { continue };
                 if hash.is_none() {
                     // Those that could not be had have lost their turns, lest the one behind them get two each time.
                     self.turn.fetch_add(rank.turn, Ordering::Relaxed);
@@ -167,7 +171,7 @@ impl Group {
                 return Ok(Attempt::begin(self, rank.index, is_trial, tried));
             }
         }
-        Err(self.explain(tried, now_ms))
+        Err(self.explain(terms, tried))
     }
 
     /// Whether a route that is balanced like this needs a hash, and of what.
@@ -232,19 +236,21 @@ impl Group {
         u32::try_from(self.upstreams.len()).expect("a configuration is not that long")
     }
 
+    /// Whether an upstream other than the one of this index is in use.
+    fn uses_another(&self, index: u32) -> bool {
+        self.uses_any(|other| other != index)
+    }
+
+    fn uses_any(&self, counts: impl Fn(u32) -> bool) -> bool {
+        (0..).zip(&self.upstreams).any(|(index, upstream)| counts(index) && upstream.state.is_healthy())
+    }
+
     /// The best choice that ranks behind `above`, of those that look as if they could be had.
-    fn next_best(
-        &self,
-        hash: Option<u64>,
-        turn: u32,
-        above: Option<Rank>,
-        tried: &Tried,
-        now_ms: u64,
-    ) -> Option<Rank> {
+    fn next_best(&self, terms: Terms, turn: u32, above: Option<Rank>, tried: &Tried) -> Option<Rank> {
         let count = self.count();
         let candidates = (0..count).zip(&self.upstreams).filter_map(|(index, upstream)| {
             let behind = index + count - turn % count;
-            let key = match (hash, &self.balance) {
+            let key = match (terms.hash, &self.balance) {
                 (Some(hash), _) => !hash::weight(hash, upstream.seed),
                 (None, Balance::LeastConnections) => {
                     let load = upstream.state.load();
@@ -253,23 +259,24 @@ impl Group {
                 (None, _) => 0,
             };
             let rank = Rank { key, turn: behind % count, index };
-            (above.is_none_or(|above| above < rank) && self.obstacle(index, tried, now_ms).is_none())
+            (above.is_none_or(|above| above < rank) && self.obstacle(index, terms, tried).is_none())
                 .then_some(rank)
         });
         candidates.min()
     }
 
     /// What stands against an upstream, as far as looking at it tells.
-    fn obstacle(&self, index: u32, tried: &Tried, now_ms: u64) -> Option<Unavailable> {
+    fn obstacle(&self, index: u32, terms: Terms, tried: &Tried) -> Option<Unavailable> {
         let upstream = &self.upstreams[index as usize];
         let state = &upstream.state;
         let is_out = match state.standing() {
             Standing::Used { .. } => false,
-            Standing::Ejected { until_ms } => now_ms < until_ms,
+            _ if terms.is_last_resort => false,
+            Standing::Ejected { until_ms } => terms.now_ms < until_ms,
             Standing::OnTrial => true,
         };
         let load = state.load();
-        let max = self.max_now(upstream, now_ms);
+        let max = self.max_now(upstream, terms.now_ms);
         if !state.has_address() {
             Some(Unavailable::Unresolved)
         } else if is_out || !state.is_checked_good() {
@@ -284,14 +291,15 @@ impl Group {
     }
 
     /// Counts a connection to an upstream; `None` where it cannot be had after all. Says whether it is a trial.
-    fn enter(&self, upstream: &Upstream, now_ms: u64) -> Option<bool> {
+    fn enter(&self, upstream: &Upstream, terms: Terms) -> Option<bool> {
         let state = &upstream.state;
-        if !state.enter(self.max_now(upstream, now_ms)) {
+        if !state.enter(self.max_now(upstream, terms.now_ms)) {
             return None;
         }
         let permit = match state.standing() {
             Standing::Used { .. } => Some(false),
-            Standing::Ejected { .. } | Standing::OnTrial => state.begin_trial(now_ms).then_some(true),
+            Standing::Ejected { .. } | Standing::OnTrial if state.begin_trial(terms.now_ms) => Some(true),
+            Standing::Ejected { .. } | Standing::OnTrial => terms.is_last_resort.then_some(false),
         };
         if permit.is_none() {
             state.leave(false);
@@ -300,8 +308,8 @@ impl Group {
     }
 
     /// Of all that stands in the way, what a client is best told.
-    fn explain(&self, tried: &Tried, now_ms: u64) -> Unavailable {
-        let obstacles = || (0..self.count()).filter_map(|index| self.obstacle(index, tried, now_ms));
+    fn explain(&self, terms: Terms, tried: &Tried) -> Unavailable {
+        let obstacles = || (0..self.count()).filter_map(|index| self.obstacle(index, terms, tried));
         let is_met = |wanted| obstacles().any(|obstacle| obstacle == wanted);
         if is_met(Unavailable::Full) {
             Unavailable::Full
@@ -337,6 +345,16 @@ impl Group {
         let before = upstream.earned.fetch_add(earned, Ordering::Relaxed);
         before % WHOLE + earned < WHOLE
     }
+}
+
+/// On what terms an upstream is chosen.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    /// What it depends on, where clients stick to one.
+    hash: Option<u64>,
+    /// True exactly while no upstream is in use, so that what is ejected or on trial may be had as well.
+    is_last_resort: bool,
+    now_ms: u64,
 }
 
 /// What earned parts of a connection come to.

@@ -342,7 +342,7 @@ impl Connection {
         let hash = opening::stickiness(upstreams.group.balance(), head, sender.client());
         Step::Ask {
             place: Rc::clone(place),
-            asking: Box::new(Asking { question, hash }),
+            asking: Box::new(Asking { question, hash, client: sender.client() }),
             early: rest.to_vec(),
         }
     }

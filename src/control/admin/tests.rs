@@ -285,10 +285,15 @@ async fn the_status_tells_which_upstreams_are_used_and_why_others_are_not() {
             },
         ])
     );
-    attempt.failed(ConnectResult::Refused, 0);
-    for _ in 1..3 {
+    let client = Ipv4Addr::LOCALHOST.into();
+    attempt.failed(ConnectResult::Refused, client, 0);
+    // Another has to be in use for one to be ejected.
+    group.set_addresses(1, &["127.0.0.1:9002".parse().unwrap()], 0);
+    while group.upstreams()[0].state().is_healthy() {
         let attempt = group.choose(None, &mut Tried::default(), 0).unwrap();
-        attempt.failed(ConnectResult::TimedOut, 0);
+        if attempt.upstream().name() == "127.0.0.1:9001" {
+            attempt.failed(ConnectResult::TimedOut, client, 0);
+        }
     }
     let ejected = &upstreams().await[0];
     assert_eq!((&ejected["healthy"], &ejected["ejected"]), (&false.into(), &true.into()));

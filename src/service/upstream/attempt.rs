@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::hash::client_network;
 use super::{Address, Group, Tried, Upstream};
 use crate::metrics::ConnectResult;
 
@@ -74,9 +75,12 @@ impl Attempt {
         self.lease
     }
 
-    /// The attempt has failed. Where that is the upstream's fault and no other address of it is left to try, it counts
-    /// towards ejection, and a trial is failed.
-    pub fn failed(mut self, result: ConnectResult, now_ms: u64) {
+    /// The attempt for this client has failed. Where that is the upstream's fault and no other address of it is left to
+    /// try, it counts towards ejection, and a trial is failed.
+    ///
+    /// What the client's own request may have caused counts once for one network until another one's fails too. And the
+    /// last upstream in use is not ejected: there is nobody who would have its clients.
+    pub fn failed(mut self, result: ConnectResult, client: IpAddr, now_ms: u64) {
         if !result.is_upstreams_fault() {
             return;
         }
@@ -92,9 +96,12 @@ impl Attempt {
         let until_ms = now_ms.saturating_add(group.eject_for_ms);
         if std::mem::take(&mut lease.is_trial) {
             upstream.state.fail_trial(until_ms);
-        } else if let Some(eject_after) = group.eject_after
-            && upstream.state.fail(eject_after.get(), until_ms)
-        {
+            return;
+        }
+        let Some(eject_after) = group.eject_after else { return };
+        let network = result.may_be_the_requests_fault().then(|| client_network(client));
+        let may_eject = group.uses_another(lease.index);
+        if upstream.state.fail(network, eject_after.get(), until_ms, may_eject) {
             tracing::warn!(
                 route = group.route,
                 upstream = upstream.name,

@@ -1,5 +1,9 @@
 //! Hashes that stay the same: over processes, machines and versions, as clients stick to upstreams by them.
 
+use std::net::IpAddr;
+
+use crate::metrics::ClientNetwork;
+
 /// The hash of what a client is known by: its address, or the value of a cookie or field.
 ///
 /// FNV-1a, finished so that every bit of the bytes moves every bit of the hash. It does not resist somebody who wants
@@ -8,6 +12,15 @@ pub fn sticky_hash(bytes: &[u8]) -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     mix(bytes.iter().fold(BASIS, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME)))
+}
+
+/// The network that a client comes from: its IPv4 address, or the first 48 bits of its IPv6 address, as many as one
+/// household or company is given.
+pub(super) fn client_network(client: IpAddr) -> ClientNetwork {
+    ClientNetwork::of_hash(match client.to_canonical() {
+        IpAddr::V4(address) => sticky_hash(&address.octets()),
+        IpAddr::V6(address) => sticky_hash(&address.octets()[..6]),
+    })
 }
 
 /// How much the client with this hash wants the upstream with this seed, compared to others: the highest wins.
@@ -33,6 +46,15 @@ mod tests {
     fn a_hash_is_the_same_in_every_process() {
         assert_eq!(sticky_hash(b""), 0xf52a_15e9_a9b5_e89b);
         assert_eq!(sticky_hash(b"session=1"), 0x17f9_94ab_5c3a_83e2);
+    }
+
+    #[test]
+    fn addresses_of_one_household_are_one_network() {
+        let network = |address: &str| client_network(address.parse().unwrap());
+        assert_eq!(network("2001:db8:1::1"), network("2001:db8:1:ffff::2"));
+        assert_ne!(network("2001:db8:1::1"), network("2001:db8:2::1"));
+        assert_eq!(network("192.0.2.1"), network("::ffff:192.0.2.1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which upstream a client goes to, while upstreams fail, fill, come back and move.
 
+use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::thread;
@@ -10,6 +11,7 @@ use crate::config::upstream::UpstreamLimits;
 const SECOND: u64 = 1_000;
 /// The time when nothing has happened yet. A clock that has just begun would hide a mistake.
 const START: u64 = 100 * SECOND;
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 fn socket(index: usize) -> UpstreamAddress {
     UpstreamAddress::Socket(format!("10.0.0.{index}:80").parse().unwrap())
@@ -46,12 +48,12 @@ fn visited(group: &Arc<Group>, count: usize, now_ms: u64) -> Vec<usize> {
     (0..count).map(visit).collect()
 }
 
-/// Lets connections to the upstream of this index fail until it is ejected.
+/// Lets connections to the upstream of this index fail until it is ejected. Another must be in use.
 fn eject(group: &Arc<Group>, index_wanted: usize, now_ms: u64) {
     while matches!(group.upstreams[index_wanted].state.standing(), Standing::Used { .. }) {
         let attempt = choose(group, now_ms).unwrap();
         if index(&attempt) == index_wanted {
-            attempt.failed(ConnectResult::Refused, now_ms);
+            attempt.failed(ConnectResult::Refused, CLIENT, now_ms);
         } else {
             attempt.opened(now_ms);
         }
@@ -139,11 +141,11 @@ fn limits_hold_for_each_upstream_and_say_that_it_is_full() {
 
 #[test]
 fn what_was_counted_is_given_back_on_every_way_out() {
-    let group = group(1, |relay| relay.limits.eject_after = NonZeroU32::new(1));
+    let group = group(2, |relay| relay.limits.eject_after = NonZeroU32::new(1));
     drop(choose(&group, START).unwrap());
     drop(choose(&group, START).unwrap().opened(START));
-    choose(&group, START).unwrap().failed(ConnectResult::NoPort, START);
-    choose(&group, START).unwrap().failed(ConnectResult::Abandoned, START);
+    choose(&group, START).unwrap().failed(ConnectResult::NoPort, CLIENT, START);
+    choose(&group, START).unwrap().failed(ConnectResult::Abandoned, CLIENT, START);
     let caught = catch_unwind(AssertUnwindSafe(|| {
         let _attempt = choose(&group, START).unwrap();
         panic!("while it connects");
@@ -154,11 +156,16 @@ fn what_was_counted_is_given_back_on_every_way_out() {
         panic!("while it is open");
     }));
     assert!(caught.is_err());
-    assert_eq!(connections(&group), [(0, 0)]);
-    assert!(group.upstreams[0].state.is_healthy(), "none of this was the upstream's fault");
-    choose(&group, START).unwrap().failed(ConnectResult::Reset, START);
-    assert_eq!(connections(&group), [(0, 0)]);
-    assert!(!group.upstreams[0].state.is_healthy());
+    assert_eq!(connections(&group), [(0, 0); 2]);
+    assert!(
+        group.upstreams.iter().all(|upstream| upstream.state.is_healthy()),
+        "none of this was an upstream's fault"
+    );
+    let attempt = choose(&group, START).unwrap();
+    let index = index(&attempt);
+    attempt.failed(ConnectResult::Reset, CLIENT, START);
+    assert_eq!(connections(&group), [(0, 0); 2]);
+    assert!(!group.upstreams[index].state.is_healthy());
 }
 
 #[test]
@@ -169,7 +176,7 @@ fn a_client_tries_each_upstream_once() {
     for _ in 0..3 {
         let attempt = group.choose(None, &mut tried, START).unwrap();
         seen.push(index(&attempt));
-        attempt.failed(ConnectResult::Refused, START);
+        attempt.failed(ConnectResult::Refused, CLIENT, START);
     }
     seen.sort_unstable();
     assert_eq!(seen, [0, 1, 2]);
@@ -188,7 +195,7 @@ fn of_several_obstacles_the_client_is_told_what_helps_it_most() {
     let unavailable = |tried: &mut Tried| group.choose(None, tried, START).unwrap_err();
     assert_eq!(unavailable(&mut tried), Unavailable::Unhealthy);
     group.set_checked(0, None, START);
-    group.choose(None, &mut tried, START).unwrap().failed(ConnectResult::Reset, START);
+    group.choose(None, &mut tried, START).unwrap().failed(ConnectResult::Reset, CLIENT, START);
     assert_eq!(unavailable(&mut tried), Unavailable::Exhausted, "its own failure tells more than the others");
     group.set_checked(1, None, START);
     let taken = group.choose(None, &mut tried.clone(), START).unwrap();
@@ -202,42 +209,121 @@ fn a_client_gets_a_bounded_number_of_attempts() {
     let group = group(ATTEMPTS_MAX + 5, |_| {});
     let mut tried = Tried::default();
     for _ in 0..ATTEMPTS_MAX {
-        group.choose(None, &mut tried, START).unwrap().failed(ConnectResult::Refused, START);
+        group.choose(None, &mut tried, START).unwrap().failed(ConnectResult::Refused, CLIENT, START);
     }
     assert_eq!(group.choose(None, &mut tried, START).unwrap_err(), Unavailable::Exhausted);
 }
 
 #[test]
 fn an_ejected_upstream_gets_one_trial_when_its_time_is_over() {
-    let group = group(1, |_| {});
+    let group = group(2, |_| {});
     eject(&group, 0, START);
+    // The next client of the one, which the other passes over meanwhile; `None` where all go to the other.
+    let trial = |now_ms| {
+        let attempts = [(); 4].map(|()| choose(&group, now_ms).unwrap());
+        let mut trials = attempts.into_iter().filter(|attempt| index(attempt) == 0);
+        let trial = trials.next();
+        assert!(trials.next().is_none(), "one at a time");
+        trial
+    };
     let until = START + 10 * SECOND;
-    assert_eq!(choose(&group, until - 1).unwrap_err(), Unavailable::Unhealthy);
+    assert!(trial(until - 1).is_none());
     assert_eq!(group.upstreams[0].fault().as_deref(), Some("connections failed, the latest: refused"));
-    let trial = choose(&group, until).unwrap();
-    assert_eq!(choose(&group, until).unwrap_err(), Unavailable::Unhealthy, "one at a time");
-    drop(trial);
-    let trial = choose(&group, until).unwrap();
-    trial.failed(ConnectResult::NoDescriptor, until);
-    let trial =
-        choose(&group, until).expect("neither a client that leaves nor a fault of ours is an outcome");
-    trial.failed(ConnectResult::TimedOut, until);
-    assert_eq!(choose(&group, until + 10 * SECOND - 1).unwrap_err(), Unavailable::Unhealthy);
-    let lease = choose(&group, until + 10 * SECOND).unwrap().opened(until + 10 * SECOND);
+    let held = trial(until).unwrap();
+    assert!(trial(until).is_none());
+    drop(held);
+    trial(until).unwrap().failed(ConnectResult::NoDescriptor, CLIENT, until);
+    let held = trial(until).expect("neither a client that leaves nor a fault of ours is an outcome");
+    held.failed(ConnectResult::TimedOut, CLIENT, until);
+    assert!(trial(until + 10 * SECOND - 1).is_none());
+    let lease = trial(until + 10 * SECOND).unwrap().opened(until + 10 * SECOND);
     assert!(group.upstreams[0].state.is_healthy());
-    assert_eq!(visited(&group, 3, until + 10 * SECOND), [0, 0, 0]);
+    let visits = visited(&group, 4, until + 10 * SECOND);
+    assert_eq!(visits.iter().filter(|index| **index == 0).count(), 2);
     drop(lease);
-    assert_eq!(connections(&group), [(0, 0)]);
+    assert_eq!(connections(&group), [(0, 0); 2]);
     assert_eq!(group.upstreams[0].state.ejections(), 1);
 }
 
 #[test]
-fn a_route_that_never_ejects_goes_on_trying() {
-    let group = group(1, |relay| relay.limits.eject_after = None);
-    for _ in 0..100 {
-        choose(&group, START).unwrap().failed(ConnectResult::Refused, START);
+fn the_last_upstream_in_use_is_not_ejected() {
+    let alone = group(1, |_| {});
+    for _ in 0..10 {
+        choose(&alone, START).unwrap().failed(ConnectResult::Refused, CLIENT, START);
+    }
+    assert!(alone.upstreams[0].state.is_healthy());
+    assert_eq!(visited(&alone, 3, START), [0; 3]);
+
+    let group = group(3, |_| {});
+    eject(&group, 0, START);
+    group.set_checked(1, Some("it answered 500".to_owned()), START);
+    for _ in 0..10 {
+        choose(&group, START).unwrap().failed(ConnectResult::Refused, CLIENT, START);
+    }
+    assert!(group.upstreams[2].state.is_healthy());
+    assert_eq!(visited(&group, 3, START), [2; 3]);
+    // Once there is one that takes its clients, one more failure is enough.
+    group.set_checked(1, None, START);
+    while group.upstreams[2].state.is_healthy() {
+        let attempt = choose(&group, START).unwrap();
+        match index(&attempt) {
+            2 => attempt.failed(ConnectResult::Refused, CLIENT, START),
+            _ => drop(attempt.opened(START)),
+        }
+    }
+    assert_eq!(group.upstreams[2].state.ejections(), 1);
+}
+
+#[test]
+fn what_is_ejected_is_chosen_from_where_nothing_else_is_in_use() {
+    let group = group(2, |_| {});
+    eject(&group, 0, START);
+    assert_eq!(visited(&group, 4, START), [1; 4]);
+    group.set_checked(1, Some("it answered 500".to_owned()), START);
+    assert_eq!(visited(&group, 4, START), [0; 4], "the other has gone after the ejection");
+    let until = START + 10 * SECOND;
+    let trial = choose(&group, until).unwrap();
+    assert_eq!(group.upstreams[0].state.standing(), Standing::OnTrial);
+    assert_eq!(visited(&group, 4, until), [0; 4], "a trial that hangs holds up nobody");
+    trial.failed(ConnectResult::HandshakeTimedOut, CLIENT, until);
+    assert_eq!(visited(&group, 4, until), [0; 4]);
+    drop(choose(&group, until + 10 * SECOND).unwrap().opened(until + 10 * SECOND));
+    assert!(group.upstreams[0].state.is_healthy());
+    // Checks have the last word.
+    group.set_checked(0, Some("it answered 500".to_owned()), START);
+    assert_eq!(choose(&group, START).unwrap_err(), Unavailable::Unhealthy);
+}
+
+#[test]
+fn requests_of_one_network_eject_nobody_and_those_of_several_do() {
+    let group = group(2, |_| {});
+    // Lets the next request to the first upstream fail.
+    let fail = |result, client: &str| loop {
+        let attempt = choose(&group, START).unwrap();
+        if index(&attempt) == 0 {
+            break attempt.failed(result, client.parse().unwrap(), START);
+        }
+        drop(attempt.opened(START));
+    };
+    for result in [ConnectResult::Reset, ConnectResult::BadHandshake, ConnectResult::HandshakeTimedOut] {
+        for client in ["2001:db8:1::1", "2001:db8:1:2::2", "2001:db8:1:3::3"] {
+            fail(result, client);
+        }
     }
     assert!(group.upstreams[0].state.is_healthy());
+    fail(ConnectResult::Reset, "2001:db8:2::1");
+    assert!(group.upstreams[0].state.is_healthy(), "two have failed");
+    fail(ConnectResult::Reset, "2001:db8:1::1");
+    assert!(!group.upstreams[0].state.is_healthy(), "three have");
+}
+
+#[test]
+fn a_route_that_never_ejects_goes_on_trying() {
+    let group = group(2, |relay| relay.limits.eject_after = None);
+    for _ in 0..100 {
+        choose(&group, START).unwrap().failed(ConnectResult::Refused, CLIENT, START);
+    }
+    assert!(group.upstreams.iter().all(|upstream| upstream.state.is_healthy()));
 }
 
 #[test]
@@ -265,13 +351,27 @@ fn connections_that_are_being_made_grow_with_slow_start() {
     for (second, expected) in [(0, 1), (1, 2), (5, 6), (9, 10), (10, 11), (1_000, 11)] {
         assert_eq!(room(START + second * SECOND), expected, "after {second} s");
     }
-    // A trial that is passed begins it anew.
-    let later = START + 2_000 * SECOND;
-    eject(&group, 0, later);
-    let later = later + 10 * SECOND;
-    drop(choose(&group, later).unwrap().opened(later));
-    assert_eq!(room(later), 1);
-    assert_eq!(room(later + 5 * SECOND), 6);
+}
+
+#[test]
+fn a_trial_that_is_passed_begins_slow_start() {
+    let limits = UpstreamLimits {
+        connecting_max: NonZeroU32::new(11),
+        slow_start: Duration::from_secs(10),
+        ..UpstreamLimits::DEFAULT
+    };
+    let group = limited(2, limits);
+    eject(&group, 0, START);
+    let later = START + 10 * SECOND;
+    while !group.upstreams[0].state.is_healthy() {
+        drop(choose(&group, later).unwrap().opened(later));
+    }
+    for (second, expected) in [(0, 1), (5, 6), (10, 11)] {
+        let now_ms = later + second * SECOND;
+        let attempts: Vec<_> = std::iter::from_fn(|| choose(&group, now_ms).ok()).collect();
+        let count = attempts.iter().filter(|attempt| index(attempt) == 0).count();
+        assert_eq!(count, expected, "after {second} s");
+    }
 }
 
 #[test]
@@ -336,7 +436,7 @@ fn the_addresses_of_a_name_take_turns_and_one_that_fails_is_tried_last() {
             leases.push(attempt.opened(START));
             continue;
         }
-        attempt.failed(ConnectResult::Refused, START);
+        attempt.failed(ConnectResult::Refused, CLIENT, START);
         let second = group.choose(None, tried, START).unwrap();
         assert_eq!(second.address().to_string(), "127.0.0.1:80", "each address once");
         leases.push(second.opened(START));
@@ -352,15 +452,19 @@ fn the_addresses_of_a_name_take_turns_and_one_that_fails_is_tried_last() {
 
 #[test]
 fn an_upstream_is_ejected_once_all_of_its_addresses_fail() {
-    let group = named(1);
+    let group = named(2);
     group.set_addresses(0, &addresses(&["10.0.0.1:80", "10.0.0.2:80"]), START);
+    group.set_addresses(1, &addresses(&["10.0.1.1:80"]), START);
     for client in 0..3 {
         assert!(group.upstreams[0].state.is_healthy(), "client {client}");
         let mut tried = Tried::default();
         while let Ok(attempt) = group.choose(None, &mut tried, START) {
-            attempt.failed(ConnectResult::Refused, START);
+            match index(&attempt) {
+                0 => attempt.failed(ConnectResult::Refused, CLIENT, START),
+                _ => drop(attempt.opened(START)),
+            }
         }
-        assert_eq!(tried.count, 2);
+        assert_eq!(tried.count, 3);
     }
     assert_eq!(group.upstreams[0].state.ejections(), 1);
 }
@@ -414,7 +518,7 @@ fn shards_together_keep_the_limits_and_leave_nothing_behind() {
             if let Ok(attempt) = group.choose(hash, &mut Tried::default(), step) {
                 match bits >> 8 & 3 {
                     0 => drop(attempt),
-                    1 => attempt.failed(ConnectResult::Refused, step),
+                    1 => attempt.failed(ConnectResult::Refused, CLIENT, step),
                     _ => kept.push(attempt.opened(step)),
                 }
             }
