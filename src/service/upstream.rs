@@ -137,7 +137,8 @@ impl Group {
     /// An upstream that has become healthy within the time of slow start gets part of its share, which grows evenly
     /// from nearly nothing to the whole. Where the connections that are being made are limited, that part is of the
     /// limit, and at least one. Where they are not, it lets the upstream pass in some of its turns, in a fixed pattern,
-    /// as long as there is another that can be chosen.
+    /// as long as there is another that can be chosen. None of this is for clients with a hash: what they stick to an
+    /// upstream for is there and nowhere else.
     ///
     /// One that is ejected or on trial is passed over as long as another is in use. Where none is, they are chosen from
     /// as if nothing had failed: it may have been those clients' requests, and to be refused helps nobody.
@@ -160,7 +161,7 @@ impl Group {
             while let Some(rank) = self.next_best(terms, turn, above, tried) {
                 above = Some(rank);
                 let upstream = &self.upstreams[rank.index as usize];
-                if may_let_pass && self.lets_pass(upstream, now_ms) {
+                if may_let_pass && self.lets_pass(upstream, terms) {
                     continue;
                 }
                 let Some(is_trial) = self.enter(upstream, terms) else { continue };
@@ -276,7 +277,7 @@ impl Group {
             Standing::OnTrial => true,
         };
         let load = state.load();
-        let max = self.max_now(upstream, terms.now_ms);
+        let max = self.max_now(upstream, terms);
         if !state.has_address() {
             Some(Unavailable::Unresolved)
         } else if is_out || !state.is_checked_good() {
@@ -293,7 +294,7 @@ impl Group {
     /// Counts a connection to an upstream; `None` where it cannot be had after all. Says whether it is a trial.
     fn enter(&self, upstream: &Upstream, terms: Terms) -> Option<bool> {
         let state = &upstream.state;
-        if !state.enter(self.max_now(upstream, terms.now_ms)) {
+        if !state.enter(self.max_now(upstream, terms)) {
             return None;
         }
         let permit = match state.standing() {
@@ -326,17 +327,17 @@ impl Group {
     }
 
     /// How many connections an upstream may have at this time.
-    fn max_now(&self, upstream: &Upstream, now_ms: u64) -> Load {
+    fn max_now(&self, upstream: &Upstream, terms: Terms) -> Load {
         let connecting = match self.max.connecting {
             u32::MAX => u32::MAX,
-            max => 1 + part(max - 1, upstream.slow_start_elapsed(now_ms), self.slow_start_ms),
+            max => 1 + part(max - 1, self.slow_start_elapsed(upstream, terms), self.slow_start_ms),
         };
         Load { connecting, ..self.max }
     }
 
     /// Whether an upstream in slow start lets this turn pass to another.
-    fn lets_pass(&self, upstream: &Upstream, now_ms: u64) -> bool {
-        let elapsed_ms = upstream.slow_start_elapsed(now_ms);
+    fn lets_pass(&self, upstream: &Upstream, terms: Terms) -> bool {
+        let elapsed_ms = self.slow_start_elapsed(upstream, terms);
         if self.max.connecting != u32::MAX || elapsed_ms >= self.slow_start_ms {
             return false;
         }
@@ -344,6 +345,14 @@ impl Group {
         let earned = 1 + part(WHOLE - 1, elapsed_ms, self.slow_start_ms);
         let before = upstream.earned.fetch_add(earned, Ordering::Relaxed);
         before % WHOLE + earned < WHOLE
+    }
+
+    /// For how long a slow start that concerns this client has gone on, in milliseconds; the whole of it where none does.
+    fn slow_start_elapsed(&self, upstream: &Upstream, terms: Terms) -> u64 {
+        match terms.hash {
+            Some(_) => self.slow_start_ms,
+            None => upstream.slow_start_elapsed(terms.now_ms),
+        }
     }
 }
 

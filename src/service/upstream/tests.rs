@@ -400,6 +400,30 @@ fn without_a_limit_an_upstream_in_slow_start_lets_turns_pass() {
     assert_eq!(visited(&alone, 10, START), [0; 10]);
 }
 
+#[test]
+fn slow_start_moves_nobody_who_sticks_to_an_upstream() {
+    for connecting_max in [None, NonZeroU32::new(600)] {
+        let group = group(2, |relay| {
+            relay.balance = Balance::Cookie("session".to_owned());
+            relay.limits.slow_start = Duration::from_secs(10);
+            relay.limits.connecting_max = connecting_max;
+        });
+        let visit = |hash| group.choose(hash, &mut Tried::default(), START).unwrap();
+        // All of them at one time.
+        let homes = || (0..500_u64).map(|client| visit(Some(sticky_hash(&client.to_be_bytes()))));
+        let before: Vec<usize> = homes().collect::<Vec<_>>().iter().map(index).collect();
+        group.set_checked(0, Some("gone".to_owned()), START);
+        group.set_checked(0, None, START);
+        let attempts: Vec<Attempt> = homes().collect();
+        assert_eq!(attempts.iter().map(index).collect::<Vec<_>>(), before, "{connecting_max:?}");
+        drop(attempts);
+        // Those whose requests lack the cookie are spared it.
+        let others: Vec<Attempt> = (0..100).map(|_| visit(None)).collect();
+        let at_first = others.iter().filter(|attempt| index(attempt) == 0).count();
+        assert!(at_first <= 1, "{connecting_max:?}: {at_first}");
+    }
+}
+
 fn named(count: usize) -> Arc<Group> {
     let hosts = (0..count).map(|index| UpstreamAddress::Name { host: format!("h{index}.example"), port: 80 });
     Group::new("chat", &fixture::relay(hosts), fixture::states(count))
