@@ -13,6 +13,7 @@ use std::time::Duration;
 use ringway::config::{Config, IoDriver};
 use ringway::metrics::{Metrics, RouteLabels};
 use ringway::net::{clock, listen};
+use ringway::protocol::websocket::frame::{self, Opcode};
 use ringway::protocol::websocket::handshake;
 use ringway::service::admission::Admission;
 use ringway::service::upstream::Group;
@@ -20,6 +21,8 @@ use ringway::shard::{self, Listener, Mail, Setup};
 
 /// How long anything may take before its test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+const DRIVERS: [IoDriver; 2] = [IoDriver::Auto, IoDriver::Epoll];
 
 #[test]
 fn a_head_with_as_many_fields_as_may_be_is_passed_on_with_more() {
@@ -60,6 +63,68 @@ fn requests_that_an_upstream_drops_do_not_keep_other_clients_from_it() {
     assert_eq!(gateway.metric("upstream_connects_total", &["result=\"reset\""]), 5);
     assert_eq!(gateway.metric("upstream_ejections_total", &[]), 0);
     gateway.stop();
+}
+
+#[test]
+fn every_byte_of_a_client_is_counted_once() {
+    let answering = upstream(|mut stream| {
+        let head = read_head(&mut stream);
+        stream.write_all(&accept(&head)).unwrap();
+        stream.read_exact(&mut vec![0; frame(Some([1, 2, 3, 4])).len()]).unwrap();
+        stream.write_all(&frame(None)).unwrap();
+        wait_for_end(&mut stream);
+    });
+    let refusing = upstream(|mut stream| {
+        read_head(&mut stream);
+        stream.write_all(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n").unwrap();
+        wait_for_end(&mut stream);
+    });
+    let routes =
+        "[[route]]\npath = \"/echo\"\nservice = \"echo\"\n[[route]]\npath = \"/\"\nservice = \"page\"\n";
+    let routes = format!(
+        "{}{}{routes}",
+        route(&[answering]),
+        route(&[refusing]).replace("\"/c\"\n", "\"/refused\"\n")
+    );
+    let routes = routes.replacen("name = \"c\"\n", "", 1);
+    let page = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    // A path, what stands before its opening handshake, and the statuses that come; a frame follows at once.
+    for io_driver in DRIVERS {
+        for (path, before, statuses) in [
+            ("/echo", "", &[101][..]),
+            ("/c", "", &[101]),
+            ("/echo", page, &[200, 101]),
+            ("/c", page, &[200, 101]),
+            ("/none", "", &[404]),
+            ("/refused", "", &[403]),
+            ("/refused", page, &[200, 403]),
+        ] {
+            let gateway = Gateway::start(io_driver, "", &routes);
+            let bytes =
+                [before.as_bytes(), opening(path, "").as_bytes(), &frame(Some([1, 2, 3, 4]))].concat();
+            let mut client = gateway.connect();
+            client.write_all(&bytes).unwrap();
+            for expected in statuses {
+                let head = read_head(&mut client);
+                assert_eq!(status(&head), *expected, "{path}");
+                if *expected == 200 {
+                    client.read_exact(&mut vec![0; content_length(&head)]).unwrap();
+                }
+            }
+            if statuses.ends_with(&[101]) {
+                let mut answer = frame(None);
+                answer.fill(0);
+                client.read_exact(&mut answer).unwrap();
+                assert_eq!(answer, frame(None));
+            } else {
+                wait_for_end(&mut client);
+            }
+            drop(client);
+            let metrics = gateway.stop();
+            let counted = metric(&metrics, "wire_bytes_total", &["direction=\"received\""]);
+            assert_eq!(counted, bytes.len() as u64, "{path} after {before:?} on {io_driver}");
+        }
+    }
 }
 
 /// One shard with a port and routes.
@@ -114,31 +179,41 @@ impl Gateway {
         Self { address: listeners.address, metrics, mailbox, thread }
     }
 
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
     /// A connection on which an opening handshake for this path was sent, with further fields.
     fn ask(&self, path: &str, fields: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = self.connect();
         stream.write_all(opening(path, fields).as_bytes()).unwrap();
         stream
     }
 
     /// The sum of all series of this family that have these labels.
     fn metric(&self, family: &str, labels: &[&str]) -> u64 {
-        let text = self.metrics.encode();
-        let series = text.lines().filter(|line| {
-            line.starts_with(&format!("ringway_{family}{{"))
-                && labels.iter().all(|label| line.contains(label))
-        });
-        let values = series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap());
-        values.sum()
+        metric(&self.metrics, family, labels)
     }
 
-    /// Ends the shard, in which nothing may have panicked.
-    fn stop(self) {
-        assert_eq!(self.metric("panics_total", &[]), 0);
+    /// Ends the shard, in which nothing may have panicked, and returns what it has counted.
+    fn stop(self) -> Metrics {
         self.mailbox.send(Mail::Cut).unwrap();
         self.thread.join().unwrap();
+        assert_eq!(metric(&self.metrics, "panics_total", &[]), 0);
+        self.metrics
     }
+}
+
+/// The sum of all series of this family that have these labels.
+fn metric(metrics: &Metrics, family: &str, labels: &[&str]) -> u64 {
+    let text = metrics.encode();
+    let series = text.lines().filter(|line| {
+        line.starts_with(&format!("ringway_{family}{{")) && labels.iter().all(|label| line.contains(label))
+    });
+    series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 /// The route `/c` to these upstreams; lines of its own may follow.
@@ -184,6 +259,18 @@ fn read_head(stream: &mut TcpStream) -> String {
 
 fn status(head: &str) -> u16 {
     head.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+fn content_length(head: &str) -> usize {
+    let (_, rest) = head.split_once("Content-Length: ").unwrap();
+    rest.split_once("\r\n").unwrap().0.parse().unwrap()
+}
+
+/// A binary message.
+fn frame(key: Option<[u8; 4]>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::append(&mut bytes, Opcode::Binary, true, b"hello", key);
+    bytes
 }
 
 /// The 101 to an opening handshake.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::life::Life;
 use super::place::{Phase, Resources};
-use crate::metrics::{End, SlowClientOutcome};
+use crate::metrics::{Direction, End, SlowClientOutcome};
 use crate::net::stream::{Gone, Received, Stream};
 use crate::net::timers::{Tick, Timer};
 
@@ -82,7 +82,10 @@ impl Client {
         let deadline = resources.timers.after(timeout);
         while resources.phase() != Phase::Cutting && resources.timers.now() < deadline {
             match self.stream.receive_now(&mut resources.scratch.lend()) {
-                Received::Bytes(_) | Received::Nothing => {}
+                Received::Bytes(size) => {
+                    self.life.port().cells.wire_bytes(Direction::Received).add(size as u64);
+                }
+                Received::Nothing => {}
                 Received::End | Received::Reset => return,
             }
             self.timer.set(deadline);

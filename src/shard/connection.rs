@@ -48,6 +48,8 @@ struct Connection {
     deadline: Tick,
     /// True exactly when a request has been answered on this connection.
     has_answered: bool,
+    /// How many bytes were received and not counted: those behind the head, which whoever takes them counts.
+    uncounted: usize,
     /// There while a handshake is in progress: not while nothing of a further request has come.
     waiting: Option<Waiting>,
 }
@@ -113,6 +115,7 @@ impl Connection {
             began: clock::now(),
             deadline,
             has_answered: false,
+            uncounted: 0,
             waiting: None,
         }
     }
@@ -126,7 +129,10 @@ impl Connection {
             step = match step {
                 Step::Wait => self.wait().await,
                 Step::Again { unsent } => match self.flush(&unsent).await {
-                    Ok(()) => self.look_again(),
+                    Ok(()) => {
+                        let step = self.look_again();
+                        self.counted(step)
+                    }
                     Err(end) => Step::Gone(end),
                 },
                 Step::Open { place, unsent, early } => match self.flush(&unsent).await {
@@ -154,6 +160,8 @@ impl Connection {
                 Step::Gone(end) => break end,
             };
         };
+        // What followed a head and was taken by nobody.
+        self.table.port().cells.wire_bytes(Direction::Received).add(self.uncounted as u64);
         self.client.life.end(end);
     }
 
@@ -176,13 +184,33 @@ impl Connection {
         }
     }
 
+    /// Counts what was received on the way to this step, but for what followed the head: the service counts that when it
+    /// takes it, and so does the next look where it is the beginning of another request.
+    fn counted(&mut self, step: Step) -> Step {
+        let rest_size = match &step {
+            Step::Open { early, .. } => early.as_ref().map_or(0, |early| early.len()),
+            Step::Ask { early, .. } => early.len(),
+            Step::Again { .. } => self.head.len(),
+            Step::Wait | Step::Relay { .. } | Step::Leave { .. } | Step::Gone(_) => 0,
+        };
+        let size = self.uncounted - rest_size;
+        self.table.port().cells.wire_bytes(Direction::Received).add(size as u64);
+        self.uncounted = rest_size;
+        step
+    }
+
     /// Receives once and looks whether the head is whole.
     fn look(&mut self) -> Step {
+        let step = self.receive();
+        self.counted(step)
+    }
+
+    fn receive(&mut self) -> Step {
         let resources = Rc::clone(self.client.resources());
         let mut scratch = resources.scratch.lend();
         match self.client.stream.receive_now(&mut scratch) {
             Received::Bytes(size) => {
-                self.table.port().cells.wire_bytes(Direction::Received).add(size as u64);
+                self.uncounted += size;
                 if self.awaits_proxy {
                     self.read_proxy(&scratch[..size])
                 } else if self.head.is_empty() {
@@ -570,7 +598,9 @@ fn refuse_at_limit(client: Client, table: &Rc<Table>) {
     let mut connection = Connection::new(client, table);
     // What has arrived of the request is taken, so that closing does not reset the connection and lose the answer.
     let resources = Rc::clone(connection.client.resources());
-    let _ = connection.client.stream.receive_now(&mut resources.scratch.lend());
+    if let Received::Bytes(size) = connection.client.stream.receive_now(&mut resources.scratch.lend()) {
+        table.port().cells.wire_bytes(Direction::Received).add(size as u64);
+    }
     let step = connection.refuse(Refusal::ConnectionLimit { retry_after_s: retry_after_s() }, None, false);
     match resources.linger_at_limit() {
         Some(guard) => drop(monoio::spawn(contain(async move {
