@@ -2,11 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use ringway::protocol::websocket::handshake;
 use ringway::service::admission::Admission;
 use ringway::service::upstream::Group;
 use ringway::shard::{self, Listener, Mail, Setup};
+use socket2::SockRef;
 
 /// How long anything may take before its test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,7 +37,7 @@ fn a_head_with_as_many_fields_as_may_be_is_passed_on_with_more() {
     let gateway = Gateway::start(
         IoDriver::Auto,
         "[limits]\nrequest_head_count_max = 256\nrequest_head_size_max = \"64KiB\"\n",
-        &format!("{}request_headers = {{ set = {{ {} }} }}\n", route(&[upstream]), set.join(", ")),
+        &format!("{}request_headers = {{ set = {{ {} }} }}\n", route("/c", &[upstream]), set.join(", ")),
     );
     // Six fields beside these.
     let fields: String = (0..250).map(|index| format!("X-{index}: a\r\n")).collect();
@@ -55,7 +56,7 @@ fn requests_that_an_upstream_drops_do_not_keep_other_clients_from_it() {
             wait_for_end(&mut stream);
         }
     });
-    let gateway = Gateway::start(IoDriver::Auto, "", &route(&[upstream]));
+    let gateway = Gateway::start(IoDriver::Auto, "", &route("/c", &[upstream]));
     for _ in 0..5 {
         assert_eq!(status(&read_head(&mut gateway.ask("/c", "X-Bad: 1\r\n"))), 502);
     }
@@ -79,14 +80,11 @@ fn every_byte_of_a_client_is_counted_once() {
         stream.write_all(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n").unwrap();
         wait_for_end(&mut stream);
     });
-    let routes =
-        "[[route]]\npath = \"/echo\"\nservice = \"echo\"\n[[route]]\npath = \"/\"\nservice = \"page\"\n";
     let routes = format!(
-        "{}{}{routes}",
-        route(&[answering]),
-        route(&[refusing]).replace("\"/c\"\n", "\"/refused\"\n")
+        "{}{}[[route]]\npath = \"/echo\"\nservice = \"echo\"\n[[route]]\npath = \"/\"\nservice = \"page\"\n",
+        route("/c", &[answering]),
+        route("/refused", &[refusing])
     );
-    let routes = routes.replacen("name = \"c\"\n", "", 1);
     let page = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
     // A path, what stands before its opening handshake, and the statuses that come; a frame follows at once.
     for io_driver in DRIVERS {
@@ -124,6 +122,93 @@ fn every_byte_of_a_client_is_counted_once() {
             let counted = metric(&metrics, "wire_bytes_total", &["direction=\"received\""]);
             assert_eq!(counted, bytes.len() as u64, "{path} after {before:?} on {io_driver}");
         }
+    }
+}
+
+#[test]
+fn a_refusal_that_breaks_off_is_reset_whatever_its_framing() {
+    for io_driver in DRIVERS {
+        for framing in ["Content-Length: 100\r\n", "Transfer-Encoding: chunked\r\n", ""] {
+            // The client says when it has the first part, and only then does the upstream go.
+            let (go, gone) = mpsc::channel::<()>();
+            let gone = Mutex::new(gone);
+            let upstream = upstream(move |mut stream| {
+                read_head(&mut stream);
+                write!(stream, "HTTP/1.1 403 No\r\n{framing}\r\n5\r\nhello").unwrap();
+                gone.lock().unwrap().recv().unwrap();
+                SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            });
+            let gateway = Gateway::start(io_driver, "", &route("/c", &[upstream]));
+            let mut client = gateway.ask("/c", "");
+            assert_eq!(status(&read_head(&mut client)), 403);
+            client.read_exact(&mut [0; 8]).unwrap();
+            go.send(()).unwrap();
+            let outcome = client.read(&mut [0; 1]).map_err(|error| error.kind());
+            assert_eq!(outcome, Err(ErrorKind::ConnectionReset), "{framing:?} on {io_driver}");
+            let metrics = gateway.stop();
+            assert_eq!(metric(&metrics, "connections_ended_total", &["end=\"upstream_gone\""]), 1);
+        }
+    }
+}
+
+#[test]
+fn a_refusal_may_be_slow_but_not_silent() {
+    for io_driver in DRIVERS {
+        let upstream = upstream(move |mut stream| {
+            let head = read_head(&mut stream);
+            write!(stream, "HTTP/1.0 403 No\r\n\r\n").unwrap();
+            for _ in 0..8 {
+                pause(Duration::from_millis(200));
+                stream.write_all(b"a").unwrap();
+            }
+            if head.contains("X-Silent") {
+                wait_for_end(&mut stream);
+            }
+        });
+        let limits = "[limits]\nwrite_timeout_ms = 1000\n";
+        let gateway = Gateway::start(io_driver, limits, &route("/c", &[upstream]));
+        for (fields, expected) in [("", Ok(8)), ("X-Silent: 1\r\n", Err(ErrorKind::ConnectionReset))] {
+            let mut client = gateway.ask("/c", fields);
+            assert_eq!(status(&read_head(&mut client)), 403);
+            let mut body = Vec::new();
+            let outcome = client.read_to_end(&mut body).map_err(|error| error.kind());
+            assert_eq!((outcome, body.len()), (expected, 8), "{io_driver}");
+        }
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_drain_lets_a_refusal_come_to_its_end() {
+    for io_driver in DRIVERS {
+        let (go, gone) = mpsc::channel::<()>();
+        let gone = Mutex::new(gone);
+        let upstream = upstream(move |mut stream| {
+            read_head(&mut stream);
+            write!(stream, "HTTP/1.1 403 No\r\nContent-Length: 10\r\n\r\nhello").unwrap();
+            gone.lock().unwrap().recv().unwrap();
+            stream.write_all(b"world").unwrap();
+            wait_for_end(&mut stream);
+        });
+        let echo = "[[route]]\npath = \"/echo\"\nservice = \"echo\"\n";
+        let gateway = Gateway::start(io_driver, "", &format!("{}{echo}", route("/c", &[upstream])));
+        let mut client = gateway.ask("/c", "");
+        assert_eq!(status(&read_head(&mut client)), 403);
+        client.read_exact(&mut [0; 5]).unwrap();
+        // Another client is asked to leave, which tells that the shard drains.
+        let mut other = gateway.ask("/echo", "");
+        assert_eq!(status(&read_head(&mut other)), 101);
+        gateway.mailbox.send(Mail::Drain).unwrap();
+        let mut close = [0; 4];
+        other.read_exact(&mut close).unwrap();
+        assert_eq!(close, [0x88, 2, 0x03, 0xe9]);
+        go.send(()).unwrap();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"world", "{io_driver}");
+        drop((client, other));
+        let metrics = gateway.stop();
+        assert_eq!(metric(&metrics, "connections_ended_total", &["end=\"refused\""]), 1);
     }
 }
 
@@ -216,11 +301,11 @@ fn metric(metrics: &Metrics, family: &str, labels: &[&str]) -> u64 {
     series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-/// The route `/c` to these upstreams; lines of its own may follow.
-fn route(upstreams: &[SocketAddr]) -> String {
+/// A route of this path to these upstreams; lines of its own may follow.
+fn route(path: &str, upstreams: &[SocketAddr]) -> String {
     let upstreams: Vec<String> = upstreams.iter().map(|address| format!("\"ws://{address}\"")).collect();
     format!(
-        "[[route]]\nname = \"c\"\npath = \"/c\"\nservice = \"websocket\"\norigins = \"any\"\nupstreams = [{}]\n",
+        "[[route]]\npath = \"{path}\"\nservice = \"websocket\"\norigins = \"any\"\nupstreams = [{}]\n",
         upstreams.join(", ")
     )
 }
@@ -285,4 +370,9 @@ fn accept(head: &str) -> Vec<u8> {
 /// Waits until the peer ends its stream or resets it.
 fn wait_for_end(stream: &mut TcpStream) {
     while stream.read(&mut [0; 1024]).is_ok_and(|size| size > 0) {}
+}
+
+#[expect(clippy::disallowed_methods, reason = "a slow server is what is tested")]
+fn pause(duration: Duration) {
+    thread::sleep(duration);
 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use monoio::buf::IoBuf;
 use monoio::io::{CancelHandle, Canceller};
@@ -269,6 +270,13 @@ impl Stream {
     pub fn break_off(&self) {
         // An error means that it is gone already.
         let _ = rustix::net::shutdown(self.descriptor.as_fd(), Shutdown::Both);
+    }
+
+    /// Lets the closing of the connection reset it, and discard what the peer has not acknowledged: the peer learns that
+    /// what it got is not all.
+    pub fn reset_on_close(&self) {
+        // An error means that the peer is gone, and learns nothing more.
+        let _ = rustix::net::sockopt::set_socket_linger(self.descriptor.as_fd(), Some(Duration::ZERO));
     }
 
     /// Closes the descriptor before this returns. Dropping a stream leaves that to the ring's next turn.

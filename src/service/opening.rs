@@ -33,6 +33,10 @@ use crate::protocol::websocket::handshake::upstream::{self, Answer};
 /// How many interim responses an upstream may send before the one that counts.
 const INTERIM_MAX: u32 = 8;
 
+/// How long the body of a refusal may take in all. Whoever refuses has no more to say than a page, so this is for those
+/// who would not end.
+const REFUSAL_TIMEOUT: Tick = 300 * TICKS_PER_S;
+
 /// How an upstream is looked after that says nothing: about as patiently as a client is by pings.
 const KEEP_ALIVE: KeepAlive = KeepAlive {
     after: Duration::from_secs(30),
@@ -195,14 +199,25 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
 }
 
 impl Refused {
-    /// Passes the refusal on to the client.
+    /// Passes the refusal on to the client, for as long as its body goes on: it may be silent for as long as the client
+    /// may take to read, and last for [`REFUSAL_TIMEOUT`]. A drain waits for it.
     ///
     /// # Errors
-    /// How the connection ended before all of it was passed on.
+    /// How the connection ended before all of it was passed on. Dropping the client then resets its connection.
     pub async fn pass_on(mut self, client: &Client, place: &Place) -> Result<(), End> {
+        let outcome = self.pass_body(client, place).await;
+        if outcome.is_err() {
+            // A body that is not framed ends with the connection, and would look whole at an end in order.
+            client.stream.reset_on_close();
+        }
+        outcome
+    }
+
+    async fn pass_body(&mut self, client: &Client, place: &Place) -> Result<(), End> {
         let mut part = std::mem::take(&mut self.first);
         let timeout = place.write_timeout;
-        let deadline = client.resources().timers.after(timeout);
+        let timers = &client.resources().timers;
+        let last = timers.after(REFUSAL_TIMEOUT);
         loop {
             place.cells().wire_bytes(Direction::Sent).add(part.len() as u64);
             let sent = client.stream.send_now(&part).map_err(|Gone| End::ClientGone)?;
@@ -213,12 +228,12 @@ impl Refused {
                 return Ok(());
             }
             part.clear();
-            let received = receive(client, &self.stream, deadline).await.map_err(|fault| match fault {
+            let until = Until { deadline: timers.after(timeout).min(last), outlasts_drain: true };
+            let received = receive(client, &self.stream, until).await.map_err(|fault| match fault {
                 Fault::Interrupted(Interruption::ClientGone) => End::ClientGone,
                 Fault::Interrupted(Interruption::Draining | Interruption::Cutting) => End::Shutdown,
                 Fault::Failed(_) => End::UpstreamGone,
             })?;
-            // A body that is cut short cannot be told from a whole one but by the end of the connection.
             let Some(bytes) = received else {
                 return self.body.end().map_err(|_| End::UpstreamGone);
             };
@@ -240,13 +255,28 @@ enum Fault {
     Interrupted(Interruption),
 }
 
+/// How long something is waited for.
+#[derive(Clone, Copy)]
+struct Until {
+    deadline: Tick,
+    /// Whether a drain of the shard lets it go on.
+    outlasts_drain: bool,
+}
+
+impl Until {
+    /// Until this deadline, or a drain.
+    const fn deadline(deadline: Tick) -> Self {
+        Self { deadline, outlasts_drain: false }
+    }
+}
+
 /// Connects to the upstream of an attempt.
 async fn connect(client: &Client, attempt: &Attempt, timeout: Tick) -> Result<Stream, Fault> {
     let options = Connect { source: attempt.source(), keep_alive: Some(KEEP_ALIVE), reset_on_close: false };
-    let deadline = client.resources().timers.after(timeout);
+    let until = Until::deadline(client.resources().timers.after(timeout));
     let connected = match attempt.address() {
-        Address::Socket(address) => wait(client, deadline, options.to(*address)).await,
-        Address::Unix(path) => wait(client, deadline, options.to_unix(path)).await,
+        Address::Socket(address) => wait(client, until, options.to(*address)).await,
+        Address::Unix(path) => wait(client, until, options.to_unix(path)).await,
     };
     match connected {
         Ok(Some(Ok(stream))) => Ok(stream),
@@ -265,8 +295,8 @@ async fn ask(
     offer: &Offer,
 ) -> Result<Answered, Fault> {
     let timeout = ticks(upstreams.relay.limits.handshake_timeout);
-    let deadline = client.resources().timers.after(timeout);
-    send(client, stream, request, deadline).await?;
+    let until = Until::deadline(client.resources().timers.after(timeout));
+    send(client, stream, request, until).await?;
     let mut received = Vec::new();
     let mut interim_count = 0;
     let mut scan = HeadScan::new(RESPONSE_HEAD_SIZE_MAX, RESPONSE_FIELD_COUNT_MAX);
@@ -287,7 +317,7 @@ async fn ask(
             Ok(None) => {}
             Err(_) => return Err(Fault::Failed(ConnectResult::BadHandshake)),
         }
-        match receive(client, stream, deadline).await? {
+        match receive(client, stream, until).await? {
             Some(bytes) => received.extend_from_slice(&bytes),
             None => return Err(Fault::Failed(ConnectResult::Reset)),
         }
@@ -326,21 +356,21 @@ fn judge(
     })
 }
 
-async fn send(client: &Client, stream: &Stream, mut bytes: &[u8], deadline: Tick) -> Result<(), Fault> {
+async fn send(client: &Client, stream: &Stream, mut bytes: &[u8], until: Until) -> Result<(), Fault> {
     loop {
         let sent = stream.send_now(bytes).map_err(|Gone| Fault::Failed(ConnectResult::Reset))?;
         bytes = &bytes[sent..];
         if bytes.is_empty() {
             return Ok(());
         }
-        wait_for(client, deadline, stream.writable()).await?;
+        wait_for(client, until, stream.writable()).await?;
     }
 }
 
 /// Receives what comes next; `None` at the end of the stream.
-async fn receive(client: &Client, stream: &Stream, deadline: Tick) -> Result<Option<Vec<u8>>, Fault> {
+async fn receive(client: &Client, stream: &Stream, until: Until) -> Result<Option<Vec<u8>>, Fault> {
     loop {
-        wait_for(client, deadline, stream.readable()).await?;
+        wait_for(client, until, stream.readable()).await?;
         let mut scratch = client.resources().scratch.lend();
         match stream.receive_now(&mut scratch) {
             Received::Bytes(size) => return Ok(Some(scratch[..size].to_vec())),
@@ -354,10 +384,10 @@ async fn receive(client: &Client, stream: &Stream, deadline: Tick) -> Result<Opt
 /// Waits for an upstream that is connected.
 async fn wait_for(
     client: &Client,
-    deadline: Tick,
+    until: Until,
     operation: impl Future<Output = io::Result<()>>,
 ) -> Result<(), Fault> {
-    match wait(client, deadline, operation).await {
+    match wait(client, until, operation).await {
         // An error of the poll is met again, and told, by what follows.
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err(Fault::Failed(ConnectResult::HandshakeTimedOut)),
@@ -368,7 +398,7 @@ async fn wait_for(
 /// Runs an operation until it is done, or the deadline has passed, which is `None`, or something interrupts it.
 async fn wait<F: Future>(
     client: &Client,
-    deadline: Tick,
+    until: Until,
     operation: F,
 ) -> Result<Option<F::Output>, Interruption> {
     let resources = client.resources();
@@ -376,15 +406,15 @@ async fn wait<F: Future>(
     loop {
         // Whether the client has left is looked at every second: to wait for its bytes besides would cost every handshake
         // an operation of the ring, and they may come before they are wanted.
-        client.timer.set(deadline.min(resources.timers.after(TICKS_PER_S)));
+        client.timer.set(until.deadline.min(resources.timers.after(TICKS_PER_S)));
         if let Some(output) = client.timer.race(operation.as_mut()).await {
             return Ok(Some(output));
         }
         match resources.phase() {
-            Phase::Draining => return Err(Interruption::Draining),
+            Phase::Draining if !until.outlasts_drain => return Err(Interruption::Draining),
             Phase::Cutting => return Err(Interruption::Cutting),
-            Phase::Serving if resources.timers.now() >= deadline => return Ok(None),
-            Phase::Serving => {}
+            _ if resources.timers.now() >= until.deadline => return Ok(None),
+            _ => {}
         }
         if matches!(client.stream.peek_now(), Received::End | Received::Reset) {
             return Err(Interruption::ClientGone);
