@@ -18,7 +18,7 @@ use ringway::protocol::websocket::handshake;
 use ringway::service::admission::Admission;
 use ringway::service::upstream::Group;
 use ringway::shard::{self, Listener, Mail, Setup};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// How long anything may take before its test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,6 +64,20 @@ fn requests_that_an_upstream_drops_do_not_keep_other_clients_from_it() {
     assert_eq!(gateway.metric("upstream_connects_total", &["result=\"reset\""]), 5);
     assert_eq!(gateway.metric("upstream_ejections_total", &[]), 0);
     gateway.stop();
+}
+
+#[test]
+fn nobody_waits_for_more_than_a_few_upstreams_that_hang() {
+    let hanging: Vec<Hanging> = (0..8).map(|_| Hanging::new()).collect();
+    let addresses: Vec<SocketAddr> = hanging.iter().map(|hanging| hanging.address).collect();
+    let limits = "upstream_limits = { connect_timeout_ms = 300, eject_after = 0 }\n";
+    for io_driver in DRIVERS {
+        let gateway = Gateway::start(io_driver, "", &format!("{}{limits}", route("/c", &addresses)));
+        assert_eq!(status(&read_head(&mut gateway.ask("/c", ""))), 504);
+        let count = gateway.metric("upstream_connects_total", &["result=\"timed_out\""]);
+        assert!((2..=3).contains(&count), "{count} on {io_driver}");
+        gateway.stop();
+    }
 }
 
 #[test]
@@ -322,6 +336,31 @@ fn upstream(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
         }
     });
     address
+}
+
+/// A server that connections hang at: its queue is full, so the kernel drops what would begin another.
+struct Hanging {
+    address: SocketAddr,
+    _listener: Socket,
+    _queued: Vec<TcpStream>,
+}
+
+impl Hanging {
+    fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut queued = Vec::new();
+        loop {
+            match TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+                Ok(stream) => queued.push(stream),
+                Err(error) if error.kind() == ErrorKind::TimedOut => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        Self { address, _listener: listener, _queued: queued }
+    }
 }
 
 fn opening(path: &str, fields: &str) -> String {

@@ -140,12 +140,17 @@ pub fn stickiness(balance: &Balance, head: &RequestHead<'_>, client: IpAddr) -> 
 
 /// Gets an upstream for a client that keeps all rules and policies.
 ///
-/// Another upstream is tried where a connection cannot be made, and never after a byte was sent.
+/// Another upstream is tried where a connection cannot be made, and never after a byte was sent. None is tried once twice
+/// the connect timeout has passed: with two that hang the time is over, and each that is tried has all of its own, so
+/// nobody waits longer than for three.
 pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Outcome {
+    let timers = &client.resources().timers;
+    let connect_timeout = ticks(upstreams.relay.limits.connect_timeout);
+    let give_up_at = timers.now().saturating_add(connect_timeout.saturating_mul(2));
     let mut tried = Tried::default();
     let mut latest = None;
     let (attempt, stream, began) = loop {
-        let attempt = match upstreams.group.choose(asking.hash, &mut tried, clock::monotonic_ms()) {
+        let mut attempt = match upstreams.group.choose(asking.hash, &mut tried, clock::monotonic_ms()) {
             Ok(attempt) => attempt,
             Err(unavailable) => {
                 if let Some(result) = unavailable.result() {
@@ -155,7 +160,7 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
             }
         };
         let began = clock::now();
-        match connect(client, &attempt, ticks(upstreams.relay.limits.connect_timeout)).await {
+        match connect(client, &attempt, connect_timeout).await {
             Ok(stream) => break (attempt, stream, began),
             Err(Fault::Interrupted(interruption)) => {
                 upstreams.cells.connect(ConnectResult::Abandoned);
@@ -163,7 +168,14 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
             }
             Err(Fault::Failed(result)) => {
                 upstreams.cells.connect(result);
+                let is_over = timers.now() >= give_up_at;
+                if is_over {
+                    attempt.give_up();
+                }
                 attempt.failed(result, asking.client, clock::monotonic_ms());
+                if is_over {
+                    return Outcome::Unavailable(refusal_of(Unavailable::Exhausted, Some(result)));
+                }
                 latest = Some(result);
             }
         }

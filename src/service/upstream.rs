@@ -25,8 +25,7 @@ pub use self::attempt::{Attempt, Lease};
 pub use self::hash::sticky_hash;
 pub use self::whereabouts::{ADDRESSES_MAX, Address};
 
-/// How many attempts one client gets. With more, a client would wait for as many connect timeouts, and a route whose
-/// upstreams all hang would be asked that many times for each client.
+/// How many attempts one client gets. With more, upstreams that all fail would be asked that many times for each client.
 pub const ATTEMPTS_MAX: usize = 8;
 
 /// The upstreams of one route, with the rules by which they are chosen.

@@ -20,6 +20,8 @@ pub struct Attempt {
     /// True exactly while this is the last address of the upstream that its client has not tried. Only then does a
     /// failure speak against the upstream, and not against one of its addresses.
     is_last_address: bool,
+    /// True exactly while its client will try no other after this.
+    is_last: bool,
 }
 
 impl Attempt {
@@ -36,7 +38,7 @@ impl Attempt {
             Address::Unix(_) => None,
         };
         let is_last_address = tried.is_full() || upstream.whereabouts.untried(index, tried) == 0;
-        Self { lease, address, source, is_last_address }
+        Self { lease, address, source, is_last_address, is_last: false }
     }
 
     /// The upstream.
@@ -75,6 +77,12 @@ impl Attempt {
         self.lease
     }
 
+    /// The client tries no other address after this one, be there any. If this one fails as well, that speaks against the
+    /// upstream where the latest attempts at all of its other addresses have failed, whoever made them.
+    pub fn give_up(&mut self) {
+        self.is_last = true;
+    }
+
     /// The attempt for this client has failed. Where that is the upstream's fault and no other address of it is left to
     /// try, it counts towards ejection, and a trial is failed.
     ///
@@ -88,7 +96,7 @@ impl Attempt {
         let group = &lease.group;
         let upstream = &group.upstreams[lease.index as usize];
         upstream.whereabouts.note(&self.address, true);
-        if !self.is_last_address {
+        if !self.is_last_address && !(self.is_last && upstream.whereabouts.are_all_suspect()) {
             return;
         }
         let result_index = u8::try_from(result.index()).expect("there are a few results");

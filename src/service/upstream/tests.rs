@@ -494,6 +494,28 @@ fn an_upstream_is_ejected_once_all_of_its_addresses_fail() {
 }
 
 #[test]
+fn an_upstream_is_ejected_once_all_of_its_addresses_hang_though_no_client_waits_for_all() {
+    let group = named(2);
+    group.set_addresses(0, &addresses(&["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]), START);
+    group.set_addresses(1, &addresses(&["10.0.1.1:80"]), START);
+    let hang = || loop {
+        let mut attempt = choose(&group, START).unwrap();
+        if index(&attempt) == 0 {
+            // The client has no time left for another address.
+            attempt.give_up();
+            break attempt.failed(ConnectResult::TimedOut, CLIENT, START);
+        }
+        drop(attempt.opened(START));
+    };
+    // The first two speak against their addresses alone.
+    for client in 0..5 {
+        assert!(group.upstreams[0].state.is_healthy(), "client {client}");
+        hang();
+    }
+    assert_eq!(group.upstreams[0].state.ejections(), 1);
+}
+
+#[test]
 fn a_name_that_was_missing_begins_slowly_but_not_at_the_start() {
     let mut relay = fixture::relay([UpstreamAddress::Name { host: "h.example".to_owned(), port: 80 }]);
     relay.limits.slow_start = Duration::from_secs(10);

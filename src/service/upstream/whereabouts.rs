@@ -123,6 +123,16 @@ impl Whereabouts {
         }
     }
 
+    /// Whether the latest attempt at each address of a name has failed.
+    pub(super) fn are_all_suspect(&self) -> bool {
+        match self {
+            Self::Socket(_) | Self::Unix(_) => true,
+            Self::Name { addresses, .. } => {
+                addresses.load().iter().all(|resolved| resolved.is_suspect.load(Ordering::Relaxed))
+            }
+        }
+    }
+
     /// Takes in how an attempt at an address went.
     pub(super) fn note(&self, at: &Address, has_failed: bool) {
         let (Self::Name { addresses, .. }, Address::Socket(at)) = (self, at) else { return };
