@@ -9,7 +9,7 @@ mod shards;
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use self::admin::{AdminState, Phase, PortFacts};
 use self::shards::{Event, Shards};
@@ -34,6 +34,12 @@ use crate::shard::{Mail, StartError};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long shards have to end once their connections were cut; a shard that takes longer is stuck.
 const CUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long ports that are in use are tried again at the start. The ring of a process that was killed is taken apart by the
+/// kernel after the process has gone, and until then listeners that it waits for are there: some tens of milliseconds. A
+/// supervisor starts the successor within that time. Nothing tells when it is over, so it is asked.
+const BIND_PATIENCE: Duration = Duration::from_secs(1);
+/// How often.
+const BIND_INTERVAL: Duration = Duration::from_millis(20);
 /// How often free memory is given back to the system.
 const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(5);
 /// How many names are looked up at once: each takes a thread while the resolver waits.
@@ -160,7 +166,7 @@ impl Gateway {
         let config = Arc::new(config);
         let shard_count = config.gateway.shards.map_or_else(available_cores, NonZeroUsize::get);
         let descriptors = limits::raise_descriptors();
-        let listeners = bind_ports(&config, shard_count)?;
+        let listeners = bind_ports(&config, shard_count).await?;
         let admin = bind_admin(&config).await?;
         let labels = config.ports.iter().map(|port| port.label.clone()).collect();
         let routes = config.routes.iter().map(route_labels).collect();
@@ -329,10 +335,11 @@ fn connections_max(config: &Config, descriptors: u64, shard_count: usize) -> u32
 }
 
 /// Binds every port. In the built-in configuration one that cannot be bound is passed over.
-fn bind_ports(config: &Config, shard_count: usize) -> Result<Vec<Option<Listeners>>, RunError> {
+async fn bind_ports(config: &Config, shard_count: usize) -> Result<Vec<Option<Listeners>>, RunError> {
+    let deadline = Instant::now() + BIND_PATIENCE;
     let mut bound = Vec::new();
     for port in &config.ports {
-        bound.push(match listen::bind(port.address, port.number, shard_count) {
+        bound.push(match bind_patiently(port.address, port.number, shard_count, deadline).await {
             Ok(listeners) => Some(listeners),
             Err(error) => {
                 let address = configured_address(port).to_string();
@@ -346,6 +353,23 @@ fn bind_ports(config: &Config, shard_count: usize) -> Result<Vec<Option<Listener
         });
     }
     if bound.iter().all(Option::is_none) { Err(RunError::NoPort) } else { Ok(bound) }
+}
+
+/// Binds the listeners of a port; one that is in use is tried again until the deadline.
+async fn bind_patiently(
+    address: Option<IpAddr>,
+    number: u16,
+    count: usize,
+    deadline: Instant,
+) -> io::Result<Listeners> {
+    loop {
+        match listen::bind(address, number, count) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                sleep(BIND_INTERVAL).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, RunError> {
@@ -429,5 +453,48 @@ impl Signals {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_given_up_a_moment_later_is_bound() {
+        let predecessor = listen::bind(Some(LOOPBACK), 0, 2).unwrap();
+        let number = predecessor.address.port();
+        let begin = Instant::now();
+        let leave = async {
+            sleep(BIND_PATIENCE / 2).await;
+            drop(predecessor);
+        };
+        let bind = bind_patiently(Some(LOOPBACK), number, 2, begin + BIND_PATIENCE);
+        let (listeners, ()) = tokio::join!(bind, leave);
+        assert_eq!(listeners.unwrap().sockets.len(), 2);
+        assert!(begin.elapsed() <= BIND_PATIENCE / 2 + BIND_INTERVAL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_another_copy_keeps_is_refused_in_time() {
+        let other = listen::bind(Some(LOOPBACK), 0, 2).unwrap();
+        let begin = Instant::now();
+        let bind = bind_patiently(Some(LOOPBACK), other.address.port(), 2, begin + BIND_PATIENCE);
+        assert_eq!(bind.await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(begin.elapsed() <= BIND_PATIENCE + BIND_INTERVAL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waiting_does_not_mend_is_told_at_once() {
+        // RFC 5737: an address of documentation, which no interface has.
+        let address = Some(IpAddr::from([192, 0, 2, 1]));
+        let begin = Instant::now();
+        let error = bind_patiently(address, 0, 1, begin + BIND_PATIENCE).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 }
