@@ -381,10 +381,6 @@ impl Relay {
             self.on_walk_end(from, end);
             return Pass::InPlace(0..0);
         }
-        if matches!(end, Some(WalkEnd::Close(_))) {
-            // The sender's own Close is passed on, and nothing follows it (RFC 6455 section 5.5.1).
-            lane.discard_queue();
-        }
         let held = walked.held.as_bytes();
         let mut passed = &bytes[..walked.pass];
         let pass = match walked.boundary.filter(|_| lane.has_queue()) {

@@ -40,6 +40,8 @@ impl Relay {
         self.count_close(initiator, code);
         let lane = self.lane(from);
         if lane.fate.get() == Fate::Passed {
+            // It went before frames of ours that waited, and nothing follows a Close (RFC 6455 section 5.5.1).
+            lane.discard_queue();
             lane.has_sent_close.set(true);
         }
         lane.fate.set(Fate::Done);
