@@ -17,6 +17,7 @@ from client import (
     PING,
     PONG,
     TEXT,
+    Bystander,
     Connection,
     close_frame,
     frame,
@@ -48,9 +49,6 @@ service = "echo"
 path = "/"
 service = "page"
 """
-
-# A bystander's round trip may take this long while another client attacks: the two share two cores with the attacker.
-ROUND_TRIP_MAX_S = 2.0
 
 # What an attack may leave behind: buffers that the gateway keeps for the next connections, and the allocator's slack.
 LEFT_SIZE_MAX = 4 << 20
@@ -89,37 +87,6 @@ def attack(gateway, scenario):
     left = gateway.resident_size() - size
     print(f"memory: {size >> 10} KiB before, {left >> 10:+} KiB after; {descriptors} descriptors before and after")
     return metrics
-
-
-class Bystander:
-    """A client that echoes all the time, from entry to exit, and must never wait long."""
-
-    def __init__(self, port):
-        self.port, self.count, self.slowest_s = port, 0, 0.0
-
-    async def __aenter__(self):
-        self._leave = asyncio.Event()
-        self._client = await (await Connection.open(self.port)).accepted()
-        self._task = asyncio.create_task(self._echo())
-        return self
-
-    async def __aexit__(self, *exception):
-        self._leave.set()
-        await self._task
-        async with self._client:
-            await self._client.close()
-        if not any(exception):
-            assert self.count > 0 and self.slowest_s < ROUND_TRIP_MAX_S, f"{self.slowest_s} s for a round trip"
-
-    async def _echo(self):
-        while not self._leave.is_set():
-            start = time.monotonic()
-            await self._client.echo(b"bystander")
-            self.count += 1
-            self.slowest_s = max(self.slowest_s, time.monotonic() - start)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.02):
-                    await self._leave.wait()
 
 
 async def slowhttptest(gateway, *arguments):

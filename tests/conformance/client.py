@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from dataclasses import dataclass
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -13,6 +14,9 @@ KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 # How long one answer may take on a machine that is busy with other things.
 ANSWER_S = 30.0
+
+# A bystander's round trip may take this long while another client attacks: the two share two cores with the attacker.
+ROUND_TRIP_MAX_S = 2.0
 
 
 @dataclass
@@ -192,3 +196,46 @@ class Connection:
         linger = struct.pack("ii", 1, 0)
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.writer.transport.abort()
+
+
+class Bystander:
+    """A client that echoes all the time, from entry to exit, and must never wait long."""
+
+    def __init__(self, port):
+        self.port, self.count, self.slowest_s = port, 0, 0.0
+        self._leave, self._hurry, self._done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def __aenter__(self):
+        self._client = await (await Connection.open(self.port)).accepted()
+        self._task = asyncio.create_task(self._echo())
+        return self
+
+    async def __aexit__(self, *exception):
+        self._leave.set()
+        self._hurry.set()
+        await self._task
+        async with self._client:
+            await self._client.close()
+        if not any(exception):
+            assert self.count > 0 and self.slowest_s < ROUND_TRIP_MAX_S, f"{self.slowest_s} s for a round trip"
+
+    async def round_trips(self, count):
+        """Returns when so many more have been made, which begin at once."""
+        until = self.count + count
+        async with asyncio.timeout(ANSWER_S):
+            while self.count < until:
+                self._done.clear()
+                self._hurry.set()
+                await self._done.wait()
+
+    async def _echo(self):
+        while not self._leave.is_set():
+            start = time.monotonic()
+            await self._client.echo(b"bystander")
+            self.count += 1
+            self._done.set()
+            self.slowest_s = max(self.slowest_s, time.monotonic() - start)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await self._hurry.wait()
+            self._hurry.clear()

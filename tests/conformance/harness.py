@@ -35,6 +35,7 @@ class Gateway:
         self.config = config
         self.arguments = [*arguments, "--io-driver", io_driver]
         self.wrapper = wrapper
+        self._is_admin_given = admin is not None
         self.admin = admin or free_port()
         self.process = None
         self.ports = {}
@@ -42,12 +43,21 @@ class Gateway:
     def __enter__(self):
         self.start()
         try:
-            wait_until(self.is_ready, "the gateway is ready")
+            wait_until(self._is_up, "the gateway is ready")
         except BaseException:
             self.__exit__()
             raise
         self.ports = {port["label"]: port["number"] for port in self.status()["ports"]}
         return self
+
+    def _is_up(self):
+        """Whether it is ready; starts again where somebody else took the port that was free for the admin endpoint."""
+        taken = "the admin endpoint cannot be bound"
+        if not self._is_admin_given and self.process.poll() == CANNOT_BIND and taken in self.log():
+            self.__exit__()
+            self.admin = free_port()
+            self.start()
+        return self.is_ready()
 
     def __exit__(self, *_exception):
         self.process.kill()
