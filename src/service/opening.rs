@@ -218,8 +218,9 @@ impl Refused {
     /// How the connection ended before all of it was passed on. Dropping the client then resets its connection.
     pub async fn pass_on(mut self, client: &Client, place: &Place) -> Result<(), End> {
         let outcome = self.pass_body(client, place).await;
-        if outcome.is_err() {
-            // A body that is not framed ends with the connection, and would look whole at an end in order.
+        if outcome.is_err() && self.body.end().is_ok() {
+            // A body that is not framed ends with the connection, and would look whole at an end in order. The others show
+            // for themselves that they are cut, and a reset could destroy what the client has not read of them.
             client.stream.reset_on_close();
         }
         outcome
