@@ -35,8 +35,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long shards have to end once their connections were cut; a shard that takes longer is stuck.
 const CUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long ports that are in use are tried again at the start. The ring of a process that was killed is taken apart by the
-/// kernel after the process has gone, and until then listeners that it waits for are there: some tens of milliseconds. A
-/// supervisor starts the successor within that time. Nothing tells when it is over, so it is asked.
+/// kernel after the process has gone, and until then listeners that it waits for are there: 100 ms with 9,000 connections.
+/// A supervisor starts the successor within that time. Nothing tells when it is over, so it is asked.
 const BIND_PATIENCE: Duration = Duration::from_secs(1);
 /// How often.
 const BIND_INTERVAL: Duration = Duration::from_millis(20);

@@ -212,7 +212,7 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
 
 impl Refused {
     /// Passes the refusal on to the client, for as long as its body goes on: it may be silent for as long as the client
-    /// may take to read, and last for [`REFUSAL_TIMEOUT`]. A drain waits for it.
+    /// may take to read, and last for five minutes. A drain waits for it.
     ///
     /// # Errors
     /// How the connection ended before all of it was passed on. Dropping the client then resets its connection.
