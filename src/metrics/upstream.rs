@@ -95,7 +95,6 @@ impl ClientNetwork {
     const BITS: u32 = 30;
 
     /// The network with this hash.
-    #[expect(clippy::cast_possible_truncation, reason = "the highest bits are taken")]
     pub const fn of_hash(hash: u64) -> Self {
         match NonZeroU32::new((hash >> (u64::BITS - Self::BITS)) as u32) {
             Some(bits) => Self(bits),

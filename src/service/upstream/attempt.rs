@@ -96,7 +96,8 @@ impl Attempt {
         let group = &lease.group;
         let upstream = &group.upstreams[lease.index as usize];
         upstream.whereabouts.note(&self.address, true);
-        if !self.is_last_address && !(self.is_last && upstream.whereabouts.are_all_suspect()) {
+        let is_upstreams = self.is_last_address || self.is_last && upstream.whereabouts.are_all_suspect();
+        if !is_upstreams {
             return;
         }
         let result_index = u8::try_from(result.index()).expect("there are a few results");
