@@ -139,8 +139,9 @@ impl Group {
     /// as long as there is another that can be chosen. None of this is for clients with a hash: what they stick to an
     /// upstream for is there and nowhere else.
     ///
-    /// One that is ejected or on trial is passed over as long as another is in use. Where none is, they are chosen from
-    /// as if nothing had failed: it may have been those clients' requests, and to be refused helps nobody.
+    /// One that is ejected or on trial is passed over as long as another is in use that this client has not tried. Where
+    /// none is, they are chosen from as if nothing had failed: it may have been those clients' requests, and to be refused
+    /// helps nobody.
     ///
     /// # Errors
     /// [`Unavailable`].
@@ -154,7 +155,8 @@ impl Group {
             return Err(Unavailable::Exhausted);
         }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let terms = Terms { hash, is_last_resort: !self.uses_any(|_| true), now_ms };
+        let may_still_be_had = |index| self.upstreams[index as usize].whereabouts.untried(index, tried) > 0;
+        let terms = Terms { hash, is_last_resort: !self.uses_any(may_still_be_had), now_ms };
         for may_let_pass in [true, false] {
             let mut above = None;
             while let Some(rank) = self.next_best(terms, turn, above, tried) {

@@ -120,6 +120,7 @@ pub fn spawn(
 struct Shard {
     resources: Rc<Resources>,
     acceptors: Vec<(Rc<Table>, Acceptor)>,
+    reserve: Rc<Reserve>,
     inbox: mailbox::BoundInbox,
     ticks: Counted,
     driver: Driver,
@@ -142,15 +143,15 @@ impl Shard {
             let table = Table::new(&setup.config, &setup.upstreams, &router, listener.port_index, port);
             acceptors.push((table, Acceptor::new(listener.socket, driver)?));
         }
-        Ok(Self { resources, acceptors, inbox: setup.inbox.bind()?, ticks: Counted::ticks(TICK)?, driver })
+        let (reserve, inbox, ticks) = (Rc::new(Reserve::new()), setup.inbox.bind()?, Counted::ticks(TICK)?);
+        Ok(Self { resources, acceptors, reserve, inbox, ticks, driver })
     }
 
     /// Serves until it has been drained.
     async fn run(self) {
-        let reserve = Rc::new(Reserve::new());
         for (table, acceptor) in self.acceptors {
             self.resources.occupy();
-            monoio::spawn(accept::accept(table, acceptor, Rc::clone(&reserve)));
+            monoio::spawn(accept::accept(table, acceptor, Rc::clone(&self.reserve)));
         }
         monoio::spawn(sweep(Rc::clone(&self.resources), self.ticks));
         if self.driver == Driver::Epoll {

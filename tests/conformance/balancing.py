@@ -45,80 +45,111 @@ def test_where_a_connect_fails_the_next_upstream_is_tried(io_driver):
     assert ends(metrics) == {"closed": 6, "upstream_unavailable": 2}
 
 
-def test_upstreams_that_fail_are_ejected_and_one_trial_brings_them_back(io_driver):
+def test_an_upstream_that_fails_is_ejected_and_one_trial_brings_it_back(io_driver):
+    """While it is ejected nobody meets it, and all go to the other."""
+
     async def scenario(gateway):
-        def gauge(name):
-            return gateway.metrics().value(name, route="chat")
+        def value(name, **labels):
+            return gateway.metrics().value(name, route="chat", **labels)
 
-        upstream.stop()
-        assert [await status(gateway) for _ in range(3)] == [502, 502, 503]
-        assert (gauge("upstream_healthy"), gauge("upstream_ejections_total")) == (0, 1)
+        def is_healthy():
+            return value("upstream_healthy", upstream=bad.url)
 
-        # A trial that fails prolongs the ejection.
-        async def fails():
-            return await status(gateway) == 502
+        bad.stop()
+        async with good.answering():
+            assert [await status(gateway) for _ in range(8)] == [101] * 8
+            assert (is_healthy(), value("upstream_connects_total", result="refused")) == (0, 2)
 
-        await until(fails, "a trial")
-        assert await status(gateway) == 503
-        assert (gauge("upstream_healthy"), gauge("upstream_ejections_total")) == (0, 1)
+            # A trial that fails prolongs the ejection.
+            async def has_failed_again():
+                assert await status(gateway) == 101
+                return value("upstream_connects_total", result="refused") == 3
 
-        with Upstream(port=upstream.port) as again:
+            await until(has_failed_again, "a trial")
+            assert [await status(gateway) for _ in range(4)] == [101] * 4
+            assert (is_healthy(), value("upstream_connects_total", result="refused")) == (0, 3)
 
-            async def connects_again():
-                client = await Connection.open(gateway.ports["a"])
-                await client.send(HEAD)
-                # Who is refused is refused at once.
-                await settle(gateway)
-                peer = await again.take_now()
-                if peer:
-                    return client, peer
-                async with client:
-                    assert (await client.response()).status == 503
-                return None
+            with Upstream(port=bad.port) as again:
 
-            client, peer = await until(connects_again, "a trial that connects")
-            async with client, peer:
-                # Nobody else is let through while it is under way.
-                assert [await status(gateway) for _ in range(3)] == [503] * 3
-                assert gauge("upstream_healthy") == 0
-                await peer.head()
-                await peer.send(ACCEPTED)
-                assert (await client.response()).status == 101
-                assert gauge("upstream_healthy") == 1
-                async with again.answering():
-                    assert [await status(gateway) for _ in range(3)] == [101] * 3
-
-    with Upstream() as upstream:
-        metrics = relay(io_driver, route(upstream, eject_after=2, eject_for_ms=500), scenario)
-    assert metrics.value("upstream_ejections_total") == 1
-    count = connects(metrics)
-    assert count.pop("unhealthy") >= 5 and count.pop("refused") == 3 and count == {"opened": 4}
-
-
-def test_a_trial_whose_client_leaves_is_followed_by_another(io_driver):
-    async def scenario(gateway):
-        upstream.stop()
-        assert [await status(gateway) for _ in range(2)] == [502, 503]
-        with Upstream(port=upstream.port) as again:
-
-            async def is_tried():
-                async with await Connection.open(gateway.ports["a"]) as client:
+                async def connects_again():
+                    client = await Connection.open(gateway.ports["a"])
                     await client.send(HEAD)
                     await settle(gateway)
                     peer = await again.take_now()
                     if peer:
-                        client.reset()
-                        await peer.gone()
-                        await peer.__aexit__()
-                    return peer
+                        return client, peer
+                    async with client:
+                        assert (await client.response()).status == 101
+                        await client.close()
+                    return None
 
-            await until(is_tried, "a trial")
+                client, peer = await until(connects_again, "a trial that connects")
+                async with client, peer:
+                    # Nobody else is sent there while it is under way.
+                    assert [await status(gateway) for _ in range(4)] == [101] * 4
+                    assert not await again.is_asked()
+                    assert is_healthy() == 0
+                    await peer.head()
+                    await peer.send(ACCEPTED)
+                    assert (await client.response()).status == 101
+                    assert is_healthy() == 1
+                    async with again.answering():
+                        count = again.count
+                        assert [await status(gateway) for _ in range(4)] == [101] * 4
+                        assert again.count > count
+
+    with listening(2) as (bad, good):
+        routes = route(bad, good, eject_after=2, eject_for_ms=500, slow_start_ms=0)
+        metrics = relay(io_driver, routes, scenario)
+    assert metrics.value("upstream_ejections_total", upstream=bad.url) == 1
+    assert metrics.value("upstream_ejections_total", upstream=good.url) == 0
+    assert set(connects(metrics)) == {"refused", "opened"}
+
+
+def test_the_last_upstream_in_use_is_not_ejected(io_driver):
+    async def scenario(gateway):
+        first.stop()
+        second.stop()
+        assert [await status(gateway) for _ in range(6)] == [502] * 6
+        with Upstream(port=first.port) as again:
             async with again.answering():
                 assert await status(gateway) == 101
 
-    with Upstream() as upstream:
-        routes = route(upstream, eject_after=1, eject_for_ms=300, handshake_timeout_ms=10000)
-        metrics = relay(io_driver, routes, scenario)
+    with listening(2) as (first, second):
+        metrics = relay(io_driver, route(first, second, eject_after=1, eject_for_ms=60000), scenario)
+    assert metrics.value("upstream_ejections_total") == 1
+
+
+def test_a_trial_whose_client_leaves_is_followed_by_another(io_driver):
+    async def scenario(gateway):
+        bad.stop()
+        async with good.answering():
+            assert [await status(gateway) for _ in range(4)] == [101] * 4
+            with Upstream(port=bad.port) as again:
+
+                async def is_tried():
+                    async with await Connection.open(gateway.ports["a"]) as client:
+                        await client.send(HEAD)
+                        await settle(gateway)
+                        peer = await again.take_now()
+                        if peer:
+                            client.reset()
+                            await peer.gone()
+                            await peer.__aexit__()
+                        else:
+                            assert (await client.response()).status == 101
+                            await client.close()
+                        return peer
+
+                await until(is_tried, "a trial")
+                async with again.answering():
+                    count = again.count
+                    assert [await status(gateway) for _ in range(4)] == [101] * 4
+                    assert again.count > count
+
+    with listening(2) as (bad, good):
+        limits = {"eject_after": 1, "eject_for_ms": 300, "handshake_timeout_ms": 10000, "slow_start_ms": 0}
+        metrics = relay(io_driver, route(bad, good, **limits), scenario)
     assert connects(metrics)["abandoned"] == 1
     assert ends(metrics)["client_gone"] == 1
 

@@ -279,6 +279,13 @@ fn what_is_ejected_is_chosen_from_where_nothing_else_is_in_use() {
     let group = group(2, |_| {});
     eject(&group, 0, START);
     assert_eq!(visited(&group, 4, START), [1; 4]);
+    let mut tried = Tried::default();
+    group.choose(None, &mut tried, START).unwrap().failed(ConnectResult::Refused, CLIENT, START);
+    assert_eq!(
+        index(&group.choose(None, &mut tried, START).unwrap()),
+        0,
+        "a client has tried the other in vain"
+    );
     group.set_checked(1, Some("it answered 500".to_owned()), START);
     assert_eq!(visited(&group, 4, START), [0; 4], "the other has gone after the ejection");
     let until = START + 10 * SECOND;
