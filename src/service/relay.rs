@@ -12,10 +12,10 @@ mod hot;
 mod lane;
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::ops::Range;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -187,6 +187,33 @@ impl<C: Future<Output = ()>, U: Future<Output = ()>, D: Future<Output = ()>> Fut
     }
 }
 
+pin_project! {
+    /// Waits for bytes of one side, which is `true`, or for something else to do.
+    ///
+    /// A type of its own, because a closure would keep references to what the pump keeps anyway.
+    struct Wait<'r, R> {
+        relay: &'r Relay,
+        from: Side,
+        #[pin]
+        readable: R,
+    }
+}
+
+impl<R: Future<Output = io::Result<()>>> Future for Wait<'_, R> {
+    type Output = bool;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
+        let this = self.project();
+        if this.relay.has_else_to_do(*this.from) {
+            Poll::Ready(false)
+        } else if this.relay.lane(*this.from).is_ended.get() || this.relay.must_not_read(*this.from) {
+            Poll::Pending
+        } else {
+            this.readable.poll(context).map(|_| true)
+        }
+    }
+}
+
 impl Relay {
     fn new(client: Client, upstream: Upstream, place: Rc<Place>, content: &Content, early: Early) -> Self {
         let now = place.resources().timers.now();
@@ -223,16 +250,12 @@ impl Relay {
         if self.has_early(from) {
             Box::pin(self.pass_early(from)).await;
         }
-        let lane = self.lane(from);
-        while !lane.is_done() {
+        while !self.lane(from).is_done() {
             if self.has_else_to_do(from) {
                 Box::pin(self.send_own_and_finish(from)).await;
                 continue;
             }
-            let has_bytes = {
-                let mut readable = pin!(self.stream(from).readable());
-                poll_fn(|context| self.poll_wait(from, readable.as_mut(), context)).await
-            };
+            let has_bytes = Wait { relay: self, from, readable: self.stream(from).readable() }.await;
             if !has_bytes {
                 continue;
             }
@@ -273,22 +296,6 @@ impl Relay {
             Turn::WarmUp(reads) => self.pump_hot(from, reads).await,
             Turn::Flush(unsent) => self.flush(from, unsent).await,
             Turn::End { is_reset } => self.on_stream_end(from, is_reset),
-        }
-    }
-
-    /// Waits for bytes of `from`, which is `true`, or for something else to do.
-    fn poll_wait(
-        &self,
-        from: Side,
-        readable: Pin<&mut impl Future<Output = io::Result<()>>>,
-        context: &mut Context<'_>,
-    ) -> Poll<bool> {
-        if self.has_else_to_do(from) {
-            Poll::Ready(false)
-        } else if self.lane(from).is_ended.get() || self.must_not_read(from) {
-            Poll::Pending
-        } else {
-            readable.poll(context).map(|_| true)
         }
     }
 
@@ -356,11 +363,13 @@ impl Relay {
         let lane = self.lane(from);
         let cells = self.place.cells();
         let mut tally = Tally::default();
-        let walked = lane.walker.borrow_mut().walk(&self.rules(from), bytes, &mut tally, |size| {
+        let mut walker = lane.walker.get();
+        let walked = walker.walk(&self.rules(from), bytes, &mut tally, |size| {
             if from == Side::Client {
                 cells.message_size.observe_bytes(size);
             }
         });
+        lane.walker.set(walker);
         let is_passed = lane.fate.get() == Fate::Passed;
         let mut end = walked.end;
         match from {

@@ -1,5 +1,7 @@
 //! Frame headers (RFC 6455 section 5.2) and the order in which frames may come (section 5.4).
 
+use std::num::NonZero;
+
 use super::mask::{Masker, MaskingKey};
 use super::violation::Violation;
 
@@ -234,8 +236,9 @@ impl Header {
 /// Where a connection stands between the fragments of a message (RFC 6455 section 5.4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// The bytes of the unfinished message so far, as its headers claim them; `None` between messages.
-    unfinished: Option<u64>,
+    /// The bytes of the unfinished message so far, as its headers claim them; `None` between messages. Sizes are below
+    /// 2^63, so their complement is never zero, and takes half the room: a relayed connection has two of them.
+    unfinished: Option<NonZero<u64>>,
 }
 
 impl Sequence {
@@ -245,7 +248,8 @@ impl Sequence {
     /// [`Violation::UnexpectedContinuation`], [`Violation::MessageInterrupted`] or [`Violation::MessageTooBig`].
     #[inline]
     pub fn admit(&mut self, header: &Header, rules: &Rules) -> Result<Option<u64>, Violation> {
-        let before = match (header.opcode, self.unfinished) {
+        let unfinished = self.unfinished.map(|complement| !complement.get());
+        let before = match (header.opcode, unfinished) {
             (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(None),
             (Opcode::Continuation, None) => return Err(Violation::UnexpectedContinuation),
             (Opcode::Text | Opcode::Binary, Some(_)) => return Err(Violation::MessageInterrupted),
@@ -257,7 +261,7 @@ impl Sequence {
         if size > rules.message_size_max {
             return Err(Violation::MessageTooBig { size, limit: rules.message_size_max });
         }
-        self.unfinished = if header.fin { None } else { Some(size) };
+        self.unfinished = if header.fin { None } else { NonZero::new(!size) };
         Ok(header.fin.then_some(size))
     }
 

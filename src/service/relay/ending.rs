@@ -79,7 +79,7 @@ impl Relay {
     pub(super) fn on_stream_end(&self, from: Side, is_reset: bool) {
         let lane = self.lane(from);
         lane.is_ended.set(true);
-        if !lane.walker.borrow().is_between_frames() {
+        if !lane.walker.get().is_between_frames() {
             // Its frame will never be whole, so nothing of ours can follow.
             lane.discard_queue();
         }
@@ -93,7 +93,7 @@ impl Relay {
                 }
                 Side::Upstream => {
                     self.decide_end(End::UpstreamGone);
-                    if lane.walker.borrow().is_between_frames() {
+                    if lane.walker.get().is_between_frames() {
                         self.close_client(CloseCode::BAD_GATEWAY, b"upstream");
                     }
                 }

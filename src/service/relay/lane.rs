@@ -1,6 +1,6 @@
 //! One direction of a relayed connection, as far as it is known between reads.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 use crate::net::timers::Tick;
 use crate::protocol::websocket::close::CloseCode;
@@ -11,7 +11,7 @@ use crate::protocol::websocket::walker::Walker;
 /// One direction: from a sender to a receiver.
 #[derive(Default)]
 pub(super) struct Lane {
-    pub(super) walker: RefCell<Walker>,
+    pub(super) walker: Cell<Walker>,
     /// What becomes of what the sender still sends.
     pub(super) fate: Cell<Fate>,
     /// Frames of our own for the receiver, sent where one of the sender's ends.
@@ -69,12 +69,12 @@ impl Lane {
 
     /// Whether a frame of our own would be sent now.
     pub(super) fn has_frames_to_send(&self) -> bool {
-        self.has_queue() && self.walker.borrow().is_between_frames()
+        self.has_queue() && self.walker.get().is_between_frames()
     }
 
     /// Whether a frame of our own would be sent at once: nothing of the sender's, and none of ours, is on its way.
     pub(super) fn is_idle(&self) -> bool {
-        self.blocked.get() == 0 && !self.has_queue() && self.walker.borrow().is_between_frames()
+        self.blocked.get() == 0 && !self.has_queue() && self.walker.get().is_between_frames()
     }
 
     /// Whether frames of our own wait, be it for the end of one of the sender's.
@@ -154,7 +154,7 @@ impl Lane {
     /// Passes nothing more on. Where a frame of the sender's was cut by that, no frame of ours can follow it.
     pub(super) fn sever(&self) {
         self.fate.set(Fate::Severed);
-        if !self.walker.borrow().is_between_frames() {
+        if !self.walker.get().is_between_frames() {
             self.discard_queue();
         }
     }
@@ -178,5 +178,15 @@ impl Lane {
         let seen = look(&queue);
         self.queue.set(queue);
         seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_direction_fits_in_a_line_of_the_cache_as_every_idle_connection_has_two() {
+        assert_eq!(size_of::<Lane>(), 64);
     }
 }
