@@ -6,9 +6,9 @@ use super::pool::Buffer;
 
 /// How much one receive takes at most, in bytes. Larger reads save system calls until they leave the cache.
 pub const SCRATCH_SIZE: usize = 64 * 1024;
-/// How many buffers a shard hands to the ring at one time: 4 MiB, of which the one that came back last is used first and
-/// so is still in the cache. Sends beyond go past the ring.
-const HANDED_MAX: usize = 64;
+/// How many buffers a shard hands to the ring at one time: 16 MiB, of which the one that came back last is used first and
+/// so is still in the cache. Sends beyond go past the ring, each by a system call of its own.
+const HANDED_MAX: usize = 256;
 
 /// A buffer that is lent for the time between a receive and the send of its replies, never across a wait; or handed
 /// over to the ring for a send, and replaced.
