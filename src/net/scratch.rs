@@ -61,10 +61,11 @@ impl Scratch {
         Some((Handed { scratch: self }, self.bytes.replace(spare)))
     }
 
-    /// Gives the buffers that nobody has needed since the last call back to the system: called with every tick.
+    /// Gives half of the buffers that nobody has needed since the last call back to the system: called with every tick.
+    /// Half, so that the one which is needed now and then is not asked for again each time.
     pub fn shrink(&self) {
         let mut spares = self.spares.borrow_mut();
-        spares.drain(..self.unused.get());
+        spares.drain(..self.unused.get() / 2);
         self.unused.set(spares.len());
     }
 }
@@ -110,21 +111,24 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_needs_is_given_back_and_what_is_needed_is_kept() {
+    fn what_nobody_needs_is_given_back_but_for_one_and_what_is_needed_is_kept() {
         let scratch = Scratch::new();
-        let handed = [scratch.hand_over().unwrap(), scratch.hand_over().unwrap()];
-        for (leave, buffer) in handed {
-            leave.give_back(buffer);
-        }
-        scratch.shrink();
-        for _ in 0..3 {
-            let (leave, buffer) = scratch.hand_over().unwrap();
-            leave.give_back(buffer);
+        let hand_over = |count: usize| {
+            let handed: Vec<_> = (0..count).map(|_| scratch.hand_over().unwrap()).collect();
+            for (leave, buffer) in handed {
+                leave.give_back(buffer);
+            }
+        };
+        hand_over(8);
+        for _ in 0..6 {
+            hand_over(2);
             scratch.shrink();
-            assert_eq!(scratch.spares.borrow().len(), 1);
         }
-        scratch.shrink();
-        assert_eq!(scratch.spares.borrow().len(), 0);
+        assert_eq!(scratch.spares.borrow().len(), 3);
+        for _ in 0..6 {
+            scratch.shrink();
+        }
+        assert_eq!(scratch.spares.borrow().len(), 1);
     }
 
     #[test]
