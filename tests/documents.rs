@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ringway::config::Config;
-use ringway::metrics::{ConnectResult, End, Family, HandshakeResult};
+use ringway::metrics::{ConnectResult, End, Family, HandshakeResult, TlsFailure};
 
 const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
 
@@ -28,6 +28,8 @@ fn readme_explains_every_end_and_every_result_and_no_other() {
     assert_eq!(firsts("end"), ends);
     let results: Vec<&str> = HandshakeResult::ALL.iter().map(|result| result.label()).collect();
     assert_eq!(firsts("result"), results);
+    let failures: Vec<&str> = TlsFailure::ALL.iter().map(|failure| failure.label()).collect();
+    assert_eq!(firsts("failure"), failures);
     let attempts: Vec<&str> = ConnectResult::ALL.iter().map(|result| result.label()).collect();
     assert_eq!(firsts("attempt"), attempts);
 }

@@ -123,6 +123,7 @@ impl Gateway {
                 port_index: 0,
                 number: listeners.address.port(),
                 socket,
+                tls: None,
                 cells: metrics.port_cells(0, 0),
                 admission: Admission::new(100),
             }],

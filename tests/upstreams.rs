@@ -272,6 +272,7 @@ impl Gateway {
                 socket: listeners.sockets.into_iter().next().unwrap(),
                 cells: metrics.port_cells(0, 0),
                 admission: Admission::new(100),
+                tls: None,
             }],
             admission: Admission::new(100),
             cells: metrics.shard_cells(0),

@@ -6,6 +6,7 @@ mod relay;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -45,7 +46,7 @@ pub(super) fn check(text: &str, base: &Path) -> Result<(Config, Vec<Warning>), V
     let gateway = gateway(&mut reader, &root);
     let admin = admin(&mut reader, &root, base);
     let limits = limits_of(&mut reader, &root, &file::LIMITS).apply(Limits::DEFAULT);
-    let ports = ports::ports(&mut reader, &root, limits);
+    let ports = ports::ports(&mut reader, &root, limits, base);
     let routes = routes::routes(&mut reader, &root, &ports);
     let warnings = reader.finish()?;
     let ports = ports.into_iter().map(|port| port.port.expect("a port without faults is whole")).collect();

@@ -4,8 +4,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use der::DateTime;
 use ipnet::IpNet;
 
+use super::certificate::CertificateFault;
 use super::file::{Bounds, Unit};
 use super::path::PathFault;
 use super::pattern::HostFault;
@@ -155,6 +157,8 @@ pub enum Problem {
     BadHostField { value: String },
     /// A key that means nothing to the route's service.
     NotForService { service: Service },
+    /// A file that a certificate, a key or an authority was to be read from.
+    Certificate { name: String, fault: CertificateFault },
     /// More tables than are allowed.
     TooMany { count: usize, max: usize, reason: &'static str },
 }
@@ -191,6 +195,21 @@ pub enum Caution {
     },
     /// A trusted network is that of all addresses.
     EverybodyTrusted,
+    /// A certificate is not good any more.
+    Expired {
+        /// Since when.
+        not_after: DateTime,
+    },
+    /// A certificate is not good yet.
+    NotYetGood {
+        /// Until when.
+        not_before: DateTime,
+    },
+    /// Everybody on the machine may read a private key.
+    KeyOpen {
+        /// The permissions of its file.
+        mode: u32,
+    },
 }
 
 impl fmt::Display for Problem {
@@ -274,6 +293,7 @@ impl fmt::Display for Problem {
             Self::NotForService { service } => {
                 write!(out, "the service {:?} has no use for it", service.label())
             }
+            Self::Certificate { name, fault } => write!(out, "{name:?}: {fault}"),
             Self::TooMany { count, max, .. } => {
                 write!(out, "there are {count}, and at most {max} are allowed")
             }
@@ -408,6 +428,7 @@ impl Problem {
                     .into()
             }
             Self::NotForService { .. } => "Remove it.".into(),
+            Self::Certificate { fault, .. } => certificate_help(*fault).into(),
             Self::TooMany { reason, .. } => (*reason).into(),
         }
     }
@@ -421,6 +442,11 @@ impl fmt::Display for Caution {
                 write!(out, "it is the [[port]] in line {line}: connections may go round without end")
             }
             Self::EverybodyTrusted => write!(out, "all addresses are trusted, whoever has them"),
+            Self::Expired { not_after } => write!(out, "the certificate has expired: {not_after}"),
+            Self::NotYetGood { not_before } => write!(out, "the certificate is not good before {not_before}"),
+            Self::KeyOpen { mode } => {
+                write!(out, "everybody on this machine may read the key: its mode is {mode:o}")
+            }
         }
     }
 }
@@ -437,7 +463,32 @@ impl Caution {
             Self::EverybodyTrusted => {
                 "Write the networks of the proxies that stand before Ringway: anybody can claim to be another.".into()
             }
+            Self::Expired { .. } => "Clients refuse it: renew it.".into(),
+            Self::NotYetGood { .. } => "Clients refuse it: set the clock, or wait.".into(),
+            Self::KeyOpen { .. } => "Run chmod o-r on it: whoever has the key can be this server.".into(),
         }
+    }
+}
+
+/// What to do about a file of certificates or keys.
+fn certificate_help(fault: CertificateFault) -> &'static str {
+    match fault {
+        CertificateFault::Unreadable { .. } => {
+            "Write the path of a file that the gateway may read, from the directory of this file on."
+        }
+        CertificateFault::TooLarge
+        | CertificateFault::NotPem
+        | CertificateFault::NoCertificate
+        | CertificateFault::NotACertificate => {
+            "Write the path of a file with \"-----BEGIN CERTIFICATE-----\", such as certbot's fullchain.pem."
+        }
+        CertificateFault::NoKey => {
+            "Write the path of a file with \"-----BEGIN PRIVATE KEY-----\", such as certbot's privkey.pem."
+        }
+        CertificateFault::UnknownKey => {
+            "Make the certificate anew with a key of one of these kinds, not encrypted."
+        }
+        CertificateFault::KeyMismatch => "Write the key that was made with the request for the certificate.",
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) const PORT: Schema = Schema {
         "number",
         "address",
         "name",
+        "tls",
         "public_scheme",
         "public_host",
         "public_port",
@@ -35,6 +36,9 @@ pub(super) const PORT: Schema = Schema {
         "limits",
     ],
 };
+pub(super) const PORT_TLS: Schema = Schema { title: "[port.tls]", keys: &["certificates", "versions"] };
+pub(super) const CERTIFICATE: Schema =
+    Schema { title: "[[port.tls.certificates]]", keys: &["certificate", "key"] };
 pub(super) const PROXY_PROTOCOL: Schema = Schema { title: "[port.proxy_protocol]", keys: &["trusted"] };
 pub(super) const PORT_LIMITS: Schema = Schema { title: "[port.limits]", keys: limits::KEYS };
 pub(super) const ROUTE: Schema = Schema {
@@ -78,6 +82,8 @@ pub(super) const SCHEMAS: &[&Schema] = &[
     &ADMIN,
     &LIMITS,
     &PORT,
+    &PORT_TLS,
+    &CERTIFICATE,
     &PROXY_PROTOCOL,
     &PORT_LIMITS,
     &ROUTE,
@@ -93,7 +99,6 @@ pub(super) const SCHEMAS: &[&Schema] = &[
 const KEYS_NOT_YET: &[(&str, &[&str])] = &[
     ("[gateway]", &["control_socket"]),
     ("[limits]", PER_ADDRESS),
-    ("[[port]]", &["tls"]),
     ("[port.limits]", PER_ADDRESS),
     ("[[route]]", &["websocket", "deflate", "auth"]),
 ];

@@ -5,6 +5,7 @@
 //! index points somewhere.
 
 pub mod blocked_ports;
+pub mod certificate;
 mod check;
 mod fault;
 mod file;
@@ -22,6 +23,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
+pub use certificate::PortTls;
 pub use fault::{Caution, Fault, NetworkFault, Place, Problem, Warning};
 pub use limits::Limits;
 pub use pattern::{HostPattern, PathPattern, PortSet};
@@ -136,7 +138,9 @@ pub struct Port {
     pub address: Option<IpAddr>,
     /// The `port` label of metrics: the name if there is one, else the number. No other port has it.
     pub label: String,
-    /// The scheme that clients use, where it is not what the port itself speaks.
+    /// The TLS that it speaks, if it does.
+    pub tls: Option<PortTls>,
+    /// The scheme that clients use; `None` where that is `ws`, as the port speaks no TLS and nothing was written.
     pub public_scheme: Option<Scheme>,
     /// The host that clients use, where `Host` does not tell; an IPv6 address in brackets.
     pub public_host: Option<String>,
@@ -359,6 +363,10 @@ mod tests {
     fn the_deployed_file_explains_every_key_and_its_examples_are_good() {
         let text = Uncommented { defaults: true, tables: true, examples: true }.text();
         secret::tests::with_token_file("deployed", |base| {
+            let authority = certificate::fixture::Authority::new("deployed-certificate");
+            let files = authority.good("edge", &["ws.example.com"]);
+            std::fs::copy(files.certificate.path, base.join("fullchain.pem")).unwrap();
+            std::fs::copy(files.key.path, base.join("privkey.pem")).unwrap();
             Config::from_toml(&text, base).unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"));
         });
         let root: toml::Table = toml::from_str(&text).unwrap();
@@ -376,6 +384,12 @@ mod tests {
                 "[admin]" => vec![root["admin"].as_table().unwrap()],
                 "[limits]" | "[port.limits]" | "[route.limits]" => vec![root["limits"].as_table().unwrap()],
                 "[[port]]" => each("port"),
+                "[port.tls]" => below("port", "tls"),
+                "[[port.tls.certificates]]" => below("port", "tls")
+                    .iter()
+                    .flat_map(|tls| tls["certificates"].as_array().unwrap())
+                    .filter_map(toml::Value::as_table)
+                    .collect(),
                 "[port.proxy_protocol]" => below("port", "proxy_protocol"),
                 "[[route]]" => each("route"),
                 "[route.upstream_limits]" => below("route", "upstream_limits"),

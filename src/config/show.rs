@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use super::certificate::{CertificateFiles, Version};
 use super::file::Unit;
 use super::limits::{self, Limit, milliseconds};
 use super::upstream::{HealthKind, LIMITS, Relay};
@@ -54,6 +55,15 @@ fn write_port(out: &mut String, config: &Config, port: &Port) -> fmt::Result {
     }
     if is_named(port) {
         writeln!(out, "name = {}", string(&port.label))?;
+    }
+    if let Some(tls) = &port.tls {
+        let versions = strings(tls.versions.iter().map(Version::label));
+        writeln!(out, "tls = {{ versions = [{versions}], certificates = [")?;
+        for CertificateFiles { certificate, key } in &tls.certificates {
+            let (certificate, key) = (string(&certificate.name), string(&key.name));
+            writeln!(out, "    {{ certificate = {certificate}, key = {key} }},")?;
+        }
+        writeln!(out, "] }}")?;
     }
     if let Some(scheme) = port.public_scheme {
         writeln!(out, "public_scheme = \"{scheme}\"")?;

@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::access::Denial;
+use super::certificates::PortTls;
 use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::protocol::closed_set;
@@ -59,12 +60,14 @@ pub struct AdminState {
 }
 
 /// Where one port listens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PortFacts {
     /// The local port number, also where the kernel chose it.
     pub number: u16,
     /// The local address.
     pub address: IpAddr,
+    /// The TLS that it speaks, if it does.
+    pub(super) tls: Option<Arc<PortTls>>,
 }
 
 closed_set! {

@@ -3,6 +3,7 @@
 //! It runs a small tokio runtime and never touches a client's socket.
 
 pub mod admin;
+mod certificates;
 mod health;
 mod names;
 mod shards;
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use self::admin::{AdminState, Phase, PortFacts};
+use self::certificates::PortTls;
 use self::shards::{Event, Shards};
 use crate::config::{Admin, Config, Port, Route};
 use crate::metrics::{Metrics, RouteLabels};
@@ -73,6 +75,13 @@ pub enum RunError {
     },
     /// io_uring was demanded and is not to be had.
     NoRing(NoRing),
+    /// A certificate that was good when the configuration was checked is not any more.
+    Certificate {
+        /// The port's label.
+        port: String,
+        /// The cause.
+        fault: String,
+    },
     /// Something that the process needs from the system failed.
     System(io::Error),
     /// A shard ended by itself.
@@ -80,8 +89,8 @@ pub enum RunError {
         /// Which one.
         index: usize,
     },
-    /// What resolves or checks upstreams ended by itself.
-    UpstreamTaskEnded,
+    /// What resolves or checks upstreams, or watches certificates, ended by itself.
+    TaskEnded,
     /// Shards did not end when they were told to.
     Stuck,
 }
@@ -105,11 +114,13 @@ impl fmt::Display for RunError {
             Self::Admin { address, error } => {
                 write!(formatter, "the admin endpoint cannot be bound at {address}: {}", explain_bind(error))
             }
+            Self::Certificate { port, fault } => write!(formatter, "port {port} has no certificate: {fault}"),
             Self::NoRing(reason) => write!(formatter, "io_uring was asked for and cannot be had: {reason}"),
             Self::System(error) => write!(formatter, "the system refused what a gateway needs: {error}"),
             Self::ShardEnded { index } => write!(formatter, "shard {index} ended by itself; this is a fault of ours"),
-            Self::UpstreamTaskEnded => formatter
-                .write_str("the upstreams are no longer resolved or checked; this is a fault of ours"),
+            Self::TaskEnded => formatter.write_str(
+                "upstreams are no longer resolved or checked, or certificates not watched; this is a fault of ours",
+            ),
             Self::Stuck => formatter.write_str("not every shard ended in time; this is a fault of ours"),
         }
     }
@@ -143,7 +154,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         .map_err(RunError::System)?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::new().map_err(RunError::System)?;
-        let gateway = Gateway::start(config).await?;
+        let gateway = Gateway::start(config, &signals).await?;
         gateway.serve(&mut signals).await
     });
     // A lookup that is under way would hold up the end for as long as its name server is silent.
@@ -157,12 +168,12 @@ struct Gateway {
     phase: watch::Sender<Phase>,
     state: Arc<AdminState>,
     admin: Option<TcpListener>,
-    /// What resolves the names of upstreams and checks them; ends when dropped.
-    upstream_tasks: JoinSet<()>,
+    /// What resolves the names of upstreams and checks them, and watches certificates; ends when dropped.
+    tasks: JoinSet<()>,
 }
 
 impl Gateway {
-    async fn start(config: Config) -> Result<Self, RunError> {
+    async fn start(config: Config, signals: &Signals) -> Result<Self, RunError> {
         let config = Arc::new(config);
         let shard_count = config.gateway.shards.map_or_else(available_cores, NonZeroUsize::get);
         let descriptors = limits::raise_descriptors();
@@ -172,23 +183,27 @@ impl Gateway {
         let routes = config.routes.iter().map(route_labels).collect();
         let metrics = Arc::new(Metrics::new(shard_count, labels, routes, clock::time_of_day()));
         let connections_max = connections_max(&config, descriptors, shard_count);
-        let facts =
-            config.ports.iter().zip(&listeners).map(|(port, listeners)| facts(port, listeners.as_ref()));
+        let tls = certificates::load(&config.ports)?;
+        metrics.set_certificates(certificates::expiries(&tls));
+        let ports = config.ports.iter().zip(&listeners).zip(&tls);
+        let ports = ports.map(|((port, listeners), tls)| facts(port, listeners.as_ref(), tls.clone()));
         let groups: Vec<Option<Arc<Group>>> =
             config.routes.iter().enumerate().map(|(index, route)| group(index, route, &metrics)).collect();
         let (phase, phases) = watch::channel(Phase::Starting);
         let state = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
             phase: phases,
-            ports: facts.collect(),
+            ports: ports.collect(),
             groups: groups.iter().flatten().cloned().collect(),
             driver_fallback: OnceLock::new(),
             started_at: Instant::now(),
             hosts: Vec::new(),
             token: config.admin.as_ref().and_then(|admin| admin.token.clone()),
         });
-        let upstream_tasks = watch_upstreams(&config, &groups).await;
-        let mut shards = Shards::spawn(&config, listeners, shard_count, connections_max, &metrics, &groups)?;
+        let mut tasks = watch_upstreams(&config, &groups).await;
+        certificates::watch(&tls, &metrics, signals.hang_ups(), &mut tasks);
+        let mut shards =
+            Shards::spawn(&config, listeners, shard_count, connections_max, &metrics, &groups, &tls)?;
         let started = shards.started().await;
         let started = match started {
             Ok(started) => started,
@@ -216,7 +231,7 @@ impl Gateway {
             metrics.port_state(port_index).set_up(shards.has_port(port_index));
         }
         phase.send_replace(Phase::Serving);
-        let gateway = Self { shards, phase, state, admin, upstream_tasks };
+        let gateway = Self { shards, phase, state, admin, tasks };
         gateway.announce(&config, driver, shard_count, connections_max);
         Ok(gateway)
     }
@@ -260,7 +275,7 @@ impl Gateway {
             }
             event = self.shards.next_event() => Err(RunError::ShardEnded { index: ended_index(&event) }),
             // They have no end, so it was a panic.
-            Some(_) = self.upstream_tasks.join_next() => Err(RunError::UpstreamTaskEnded),
+            Some(_) = self.tasks.join_next() => Err(RunError::TaskEnded),
         };
         giving_back.abort();
         // Until here, so that the last that a scrape sees is how the drain went.
@@ -274,7 +289,7 @@ impl Gateway {
     async fn drain(&mut self, signals: &mut Signals) -> Result<(), RunError> {
         self.phase.send_replace(Phase::Draining);
         // Nobody new comes who would need an upstream.
-        self.upstream_tasks.abort_all();
+        self.tasks.abort_all();
         for port_index in 0..self.state.ports.len() {
             let port = self.state.metrics.port_state(port_index);
             port.set_draining(port.is_up());
@@ -415,9 +430,9 @@ async fn watch_upstreams(config: &Config, groups: &[Option<Arc<Group>>]) -> Join
     tasks
 }
 
-fn facts(port: &Port, listeners: Option<&Listeners>) -> PortFacts {
+fn facts(port: &Port, listeners: Option<&Listeners>, tls: Option<Arc<PortTls>>) -> PortFacts {
     let address = listeners.map_or_else(|| configured_address(port), |listeners| listeners.address);
-    PortFacts { number: address.port(), address: address.ip() }
+    PortFacts { number: address.port(), address: address.ip(), tls }
 }
 
 /// Where a port is to listen: at all addresses of both families, unless one was written.
@@ -430,6 +445,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    /// Tells of each SIGHUP.
+    hang_ups: watch::Sender<()>,
 }
 
 impl Signals {
@@ -438,7 +455,13 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            hang_ups: watch::Sender::new(()),
         })
+    }
+
+    /// What is told of each SIGHUP from now on, for as long as [`Self::stop`] is waited for.
+    fn hang_ups(&self) -> watch::Receiver<()> {
+        self.hang_ups.subscribe()
     }
 
     /// Waits for the next one, and says which it was.
@@ -449,7 +472,10 @@ impl Signals {
                 _ = self.interrupt.recv() => return "SIGINT",
                 // Whoever sends it expects a reload, or has closed a terminal. Neither is meant to cost connections.
                 _ = self.hang_up.recv() => {
-                    tracing::warn!("SIGHUP: this version cannot reload; restart it to take another configuration");
+                    tracing::warn!(
+                        "SIGHUP: certificates are read again; to take another configuration, restart"
+                    );
+                    self.hang_ups.send_replace(());
                 }
             }
         }

@@ -7,6 +7,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Instant, timeout_at};
 
 use super::RunError;
+use super::certificates::PortTls;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::listen::Listeners;
@@ -49,6 +50,7 @@ impl Shards {
         connections_max: u32,
         metrics: &Metrics,
         groups: &[Option<Arc<Group>>],
+        tls: &[Option<Arc<PortTls>>],
     ) -> Result<Self, RunError> {
         // Each shard reports twice, so nobody ever waits for room.
         let (sender, events) = channel(2 * shard_count);
@@ -94,6 +96,7 @@ impl Shards {
                     port_index,
                     number,
                     socket,
+                    tls: tls[port_index].as_ref().map(|tls| tls.settings()),
                     cells,
                     admission: Arc::clone(&admission),
                 });

@@ -4,7 +4,7 @@ use super::cell::{Counter, DurationHistogram, Gauge, SizeHistogram};
 use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
-use super::outcome::{End, HandshakeResult};
+use super::outcome::{End, HandshakeResult, TlsFailure, TlsHandshake};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::frame::{Opcode, Tally};
 use crate::protocol::websocket::violation::ViolationKind;
@@ -35,6 +35,10 @@ pub struct PortCells {
     pub panics: Counter,
     /// Opening handshakes whose fields about the client came from somebody who is not believed.
     pub forwarding_ignored: Counter,
+    /// TLS streams that clients ended without the alert that closes them.
+    pub tls_truncated: Counter,
+    pub(super) tls_handshakes: [Counter; TlsHandshake::COUNT],
+    pub(super) tls_failures: [Counter; TlsFailure::COUNT],
     pub(super) ended: [Counter; End::COUNT],
     pub(super) handshakes: [Counter; HandshakeResult::COUNT],
     pub(super) closes: [[Counter; CloseCodeLabel::COUNT]; Initiator::COUNT],
@@ -70,6 +74,9 @@ impl PortCells {
             send_queue_bytes: Gauge::default(),
             panics: Counter::default(),
             forwarding_ignored: Counter::default(),
+            tls_truncated: Counter::default(),
+            tls_handshakes: counters(),
+            tls_failures: counters(),
             ended: counters(),
             handshakes: counters(),
             closes: std::array::from_fn(|_| counters()),
@@ -172,6 +179,18 @@ impl PortCells {
     #[inline]
     pub fn slow_client(&self, outcome: SlowClientOutcome) {
         self.slow_clients[outcome.index()].increment();
+    }
+
+    /// Counts a TLS handshake that succeeded.
+    #[inline]
+    pub fn tls_handshake(&self, handshake: TlsHandshake) {
+        self.tls_handshakes[handshake.index()].increment();
+    }
+
+    /// Counts why TLS failed on a connection.
+    #[inline]
+    pub fn tls_failure(&self, failure: TlsFailure) {
+        self.tls_failures[failure.index()].increment();
     }
 
     /// Counts an accept that failed.

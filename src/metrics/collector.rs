@@ -5,6 +5,7 @@
 //! `http_requests_total`), combinations that this version cannot produce appear once they have been counted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
@@ -13,9 +14,10 @@ use super::cell::{HistogramTotals, SizeHistogram};
 use super::cells::{CONNECTION_BOUNDS_NS, LATENCY_BOUNDS_NS};
 use super::families::{Definition, Family};
 use super::labels::{
-    AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, SlowClientOutcome, StatusClass,
+    AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, ReloadResult, SlowClientOutcome,
+    StatusClass,
 };
-use super::outcome::{ConnectResult, End, HandshakeResult};
+use super::outcome::{ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
 use super::process::ProcessUse;
 use super::totals::PortTotals;
 use super::upstream::RelayTotals;
@@ -233,6 +235,36 @@ impl ShardCollector {
             Family::UpstreamEjections => {
                 for (relay, upstream, state) in upstreams() {
                     series.push(&[relay, upstream], exact(state.ejections()));
+                }
+            }
+            Family::TlsHandshakes => {
+                for (port, totals) in ports {
+                    for kind in TlsHandshake::ALL {
+                        series.push(&[port, kind.label()], exact(totals.tls_handshakes[kind.index()]));
+                    }
+                }
+            }
+            Family::TlsFailures => {
+                for (port, totals) in ports {
+                    for kind in TlsFailure::ALL {
+                        series.push(&[port, kind.label()], exact(totals.tls_failures[kind.index()]));
+                    }
+                }
+            }
+            Family::TlsTruncated => {
+                for (port, totals) in ports {
+                    series.push(&[port], exact(totals.tls_truncated));
+                }
+            }
+            Family::CertificateNotAfter => {
+                for (name, timestamp) in &**self.sources.certificates.load() {
+                    series.push(&[name], exact(*timestamp));
+                }
+            }
+            Family::CertificateReloads => {
+                for result in ReloadResult::ALL {
+                    let count = self.sources.certificate_reloads[result.index()].load(Ordering::Relaxed);
+                    series.push(&[result.label()], exact(count));
                 }
             }
             Family::PortUp => {

@@ -71,7 +71,7 @@ families! {
     PayloadBytes COUNTER "ringway_payload_bytes_total" ["port" "direction"]
         "Payload of text, binary and continuation frames, in bytes.";
     WireBytes COUNTER "ringway_wire_bytes_total" ["port" "direction"]
-        "Everything read from or written to sockets, in bytes.";
+        "Everything read from or written to clients, in bytes, without what TLS adds.";
     PingRoundTrip HISTOGRAM "ringway_ping_round_trip_seconds" ["port"]
         "Time from a ping of the gateway to its pong, in seconds.";
     ConnectionDuration HISTOGRAM "ringway_connection_duration_seconds" ["port"]
@@ -92,6 +92,16 @@ families! {
         "Connections to the upstream, those that are being made included.";
     UpstreamEjections COUNTER "ringway_upstream_ejections_total" ["route" "upstream"]
         "Times that the upstream was ejected after failures in a row; a trial that fails is no further one.";
+    TlsHandshakes COUNTER "ringway_tls_handshakes_total" ["port" "kind"]
+        "TLS handshakes that succeeded, by version, and by whether the certificate was sent or a ticket resumed.";
+    TlsFailures COUNTER "ringway_tls_failures_total" ["port" "kind"]
+        "Connections that ended since TLS failed, by why.";
+    TlsTruncated COUNTER "ringway_tls_truncated_total" ["port"]
+        "Connections whose client ended its stream without the closure alert of TLS, as if somebody had cut it.";
+    CertificateNotAfter GAUGE "ringway_certificate_not_after_timestamp_seconds" ["name"]
+        "When the certificate in force expires, by the name of its file, in seconds since the Unix epoch.";
+    CertificateReloads COUNTER "ringway_certificate_reloads_total" ["result"]
+        "Times that a port's certificates were read again, as they had changed or by SIGHUP, by whether they are in force.";
     PortUp GAUGE "ringway_port_up" ["port"]
         "Whether the port accepts connections: 1 or 0.";
     PortDraining GAUGE "ringway_port_draining" ["port"]

@@ -104,6 +104,16 @@ closed_set! {
 }
 
 closed_set! {
+    /// What became of something that was read again.
+    pub enum ReloadResult {
+        /// It is in force.
+        Loaded => "loaded",
+        /// It has a fault, and what was in force still is.
+        Failed => "failed",
+    }
+}
+
+closed_set! {
     /// The class of an HTTP status (RFC 9110 section 15).
     pub enum StatusClass {
         /// 100 to 199.

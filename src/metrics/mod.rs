@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use prometheus::{Registry, TextEncoder};
 
 use self::upstream::RelayTotals;
@@ -26,10 +27,10 @@ pub use cell::{Counter, DurationHistogram, Gauge, HistogramTotals, SizeHistogram
 pub use cells::{PortCells, ShardCells};
 pub use families::{Definition, Family};
 pub use labels::{
-    AcceptErrorReason, CloseCodeLabel, Direction, Driver, FrameKind, Initiator, SlowClientOutcome,
-    StatusClass,
+    AcceptErrorReason, CloseCodeLabel, Direction, Driver, FrameKind, Initiator, ReloadResult,
+    SlowClientOutcome, StatusClass,
 };
-pub use outcome::{ConnectResult, End, HandshakeResult};
+pub use outcome::{ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
 pub use process::ProcessUse;
 pub use totals::PortTotals;
 pub use upstream::{ClientNetwork, Load, RelayCells, Standing, UpstreamState};
@@ -73,6 +74,8 @@ impl Metrics {
             shards: (0..shard_count).map(|_| Arc::default()).collect(),
             relays: routes.iter().map(|route| RelaySource::new(route, shard_count)).collect(),
             routes: routes.into_iter().map(|route| route.route).collect(),
+            certificates: ArcSwap::default(),
+            certificate_reloads: std::array::from_fn(|_| AtomicU64::new(0)),
             driver: OnceLock::new(),
             started_timestamp_seconds,
         });
@@ -122,6 +125,16 @@ impl Metrics {
     /// The `port` labels, in the order of the configuration.
     pub fn port_labels(&self) -> impl Iterator<Item = &str> {
         self.sources.ports.iter().map(|port| port.label.as_str())
+    }
+
+    /// Says when each certificate expires, by its name, in seconds since the Unix epoch.
+    pub fn set_certificates(&self, expiries: Vec<(String, u64)>) {
+        self.sources.certificates.store(Arc::new(expiries));
+    }
+
+    /// Counts that certificates were read again, and put in force or not.
+    pub fn certificates_reloaded(&self, result: ReloadResult) {
+        self.sources.certificate_reloads[result.index()].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Says which driver the shards run on, once it is known. Later calls change nothing: the driver never does.
@@ -204,6 +217,8 @@ struct Sources {
     routes: Vec<String>,
     /// By the route's index.
     relays: Vec<Option<RelaySource>>,
+    certificates: ArcSwap<Vec<(String, u64)>>,
+    certificate_reloads: [AtomicU64; ReloadResult::COUNT],
     driver: OnceLock<Driver>,
     started_timestamp_seconds: f64,
 }

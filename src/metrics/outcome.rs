@@ -19,7 +19,7 @@ closed_set! {
         Refused => "refused",
         /// The head of the request had not arrived when the handshake deadline passed.
         HandshakeTimeout => "handshake_timeout",
-        /// The TLS handshake failed.
+        /// The TLS handshake failed, or the records that followed could not be read.
         TlsFailed => "tls_failed",
         /// The PROXY protocol header was missing, malformed or came from a stranger.
         ProxyHeaderInvalid => "proxy_header_invalid",
@@ -47,6 +47,50 @@ closed_set! {
         Shutdown => "shutdown",
         /// A fault of ours, a caught panic among them.
         Internal => "internal",
+    }
+}
+
+closed_set! {
+    /// Why TLS failed on a connection that ended so ([`End::TlsFailed`]): each such connection has exactly one.
+    pub enum TlsFailure {
+        /// The client supports no version, cipher or key exchange that the port does.
+        NoSharedVersionOrCipher => "no_shared_version_or_cipher",
+        /// The client offers protocols for what is inside TLS (ALPN), and HTTP/1.1 is not among them.
+        NoSharedProtocol => "no_shared_protocol",
+        /// The client did not accept the certificate, and said so by an alert.
+        CertificateRefused => "certificate_refused",
+        /// The client ended the handshake, or the connection, by another alert.
+        AlertFromClient => "alert_from_client",
+        /// Bytes came that are no records or messages of TLS.
+        Malformed => "malformed",
+        /// A record could not be decrypted: it was changed on the way, or made up.
+        Decrypt => "decrypt",
+        /// The client broke another rule of TLS.
+        Protocol => "protocol",
+        /// Plain HTTP came to a port of TLS.
+        PlainHttp => "plain_http",
+        /// TLS came to a port without.
+        TlsOnPlainPort => "tls_on_plain_port",
+        /// The client went away before the handshake was done.
+        Closed => "closed",
+        /// The handshake was not done when the deadline passed.
+        Timeout => "timeout",
+        /// A fault of ours.
+        Internal => "internal",
+    }
+}
+
+closed_set! {
+    /// What a TLS handshake that succeeded came to.
+    pub enum TlsHandshake {
+        /// TLS 1.2, with the certificate.
+        Full12 => "tls12_full",
+        /// TLS 1.2, resumed from a ticket.
+        Resumed12 => "tls12_resumed",
+        /// TLS 1.3, with the certificate.
+        Full13 => "tls13_full",
+        /// TLS 1.3, resumed from a ticket.
+        Resumed13 => "tls13_resumed",
     }
 }
 

@@ -17,6 +17,7 @@ fn two_of_each() -> Metrics {
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
     );
     metrics.set_driver(Driver::IoUring);
+    metrics.set_certificates(vec![("edge.pem".to_owned(), 1_988_150_400), ("b.pem".to_owned(), 0)]);
     metrics
 }
 

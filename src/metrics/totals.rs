@@ -7,7 +7,7 @@ use super::cells::{CONNECTION_BOUNDS_NS, LATENCY_BOUNDS_NS, PortCells};
 use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
-use super::outcome::{End, HandshakeResult};
+use super::outcome::{End, HandshakeResult, TlsFailure, TlsHandshake};
 use crate::protocol::websocket::violation::ViolationKind;
 
 /// The cells of one port, added up over shards. Arrays are indexed by the `index()` of their closed set.
@@ -35,6 +35,9 @@ pub struct PortTotals {
     pub accept_errors: [u64; AcceptErrorReason::COUNT],
     pub panics: u64,
     pub forwarding_ignored: u64,
+    pub tls_handshakes: [u64; TlsHandshake::COUNT],
+    pub tls_failures: [u64; TlsFailure::COUNT],
+    pub tls_truncated: u64,
 }
 
 impl PortTotals {
@@ -76,6 +79,9 @@ impl PortTotals {
             accept_errors: [0; _],
             panics: 0,
             forwarding_ignored: 0,
+            tls_handshakes: [0; _],
+            tls_failures: [0; _],
+            tls_truncated: 0,
         }
     }
 
@@ -107,6 +113,9 @@ impl PortTotals {
         add_all(&mut self.accept_errors, &cells.accept_errors);
         self.panics += cells.panics.get();
         self.forwarding_ignored += cells.forwarding_ignored.get();
+        add_all(&mut self.tls_handshakes, &cells.tls_handshakes);
+        add_all(&mut self.tls_failures, &cells.tls_failures);
+        self.tls_truncated += cells.tls_truncated.get();
     }
 }
 

@@ -1,5 +1,6 @@
-//! The byte stream of a connection, a client's or an upstream's.
+//! A byte stream: a client's, or an upstream's; plain, or inside TLS.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::mem;
@@ -7,6 +8,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,18 +16,25 @@ use monoio::buf::IoBuf;
 use monoio::io::{CancelHandle, Canceller};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::Shutdown;
 
 use super::descriptor::Descriptor;
 use super::pool::Buffer;
-use super::timers::{Tick, Timer};
+use super::scratch::Scratch;
+use super::socket;
+use super::timers::{Clocked, Tick, Timer};
+use super::tls::{ClientSettings, ServerName, ServerSettings, Session};
+use crate::metrics::{TlsFailure, TlsHandshake};
 
 /// A connection's bytes, in both directions.
 ///
-/// Plain TCP now; TLS becomes its second arm, behind the same calls.
+/// Plain until TLS begins on it, if it does ([`Self::begin_tls`], [`Self::begin_tls_to`]). What goes past the ring is the
+/// same for both; TLS goes nowhere else.
 #[derive(Debug)]
 pub struct Stream {
     descriptor: Descriptor,
+    /// There exactly where TLS is spoken. In a box: an idle plain connection pays eight bytes for it.
+    tls: Option<Box<RefCell<Session>>>,
 }
 
 /// What a receive that does not wait found.
@@ -37,7 +46,8 @@ pub enum Received {
     Nothing,
     /// The peer sends nothing more.
     End,
-    /// The connection is broken off: the peer reset it, or is taken for dead.
+    /// The connection is broken off: the peer reset it, or is taken for dead; or TLS cannot tell what was meant to come,
+    /// since it failed, or ended without the alert that closes it.
     Reset,
 }
 
@@ -60,7 +70,7 @@ impl Cancel {
     async fn run<F: Future>(
         &mut self,
         mut operation: Pin<&mut F>,
-        timer: &Timer,
+        timer: &Timer<impl Clocked>,
         mut wait_on: impl FnMut() -> Option<Tick>,
     ) -> F::Output {
         loop {
@@ -117,7 +127,66 @@ impl Stream {
     /// # Errors
     /// Where epoll refuses it.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        Descriptor::new(socket).map(|descriptor| Self { descriptor })
+        Descriptor::new(socket).map(|descriptor| Self { descriptor, tls: None })
+    }
+
+    /// Begins TLS as the server, of which `early` has been received already. The next receive looks at that, whether more
+    /// has come or not; receives go on with the handshake, and find [`Received::Nothing`] until it is done.
+    pub fn begin_tls(&mut self, settings: &ServerSettings, early: &[u8], sealed: &Rc<Scratch>) {
+        let session =
+            Session::server(settings, early, sealed).expect("the settings are good for every client");
+        self.tls = Some(Box::new(RefCell::new(session)));
+    }
+
+    /// Begins TLS as the client of the server of this name. The next receive sends the first message.
+    pub fn begin_tls_to(
+        &mut self,
+        settings: &ClientSettings,
+        name: &ServerName<'static>,
+        sealed: &Rc<Scratch>,
+    ) {
+        let session = Session::client(settings, name, sealed).expect("the settings are good for every name");
+        self.tls = Some(Box::new(RefCell::new(session)));
+    }
+
+    /// Whether TLS is spoken.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Whether a TLS handshake is under way.
+    pub fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().is_handshaking())
+    }
+
+    /// Whether a TLS handshake waits for room to send, rather than for bytes: the next receive goes on with it.
+    pub fn wants_room(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().wants_room())
+    }
+
+    /// What the TLS handshake came to, once it is done.
+    pub fn tls_handshake(&self) -> Option<TlsHandshake> {
+        self.tls.as_ref()?.borrow().handshake()
+    }
+
+    /// Why TLS failed, if it did.
+    pub fn tls_failure(&self) -> Option<TlsFailure> {
+        self.tls.as_ref()?.borrow().failure()
+    }
+
+    /// Why TLS failed, in words, where it was not the peer who left.
+    pub fn tls_fault(&self) -> Option<String> {
+        self.tls.as_ref()?.borrow().error().map(ToString::to_string)
+    }
+
+    /// Whether the peer ended a stream inside TLS without the alert that closes it: somebody on the way may have.
+    pub fn is_truncated(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().is_truncated())
+    }
+
+    /// Whether the peer has closed its side of TLS in order and has not heard the same of us.
+    pub fn owes_an_end(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().owes_an_end())
     }
 
     /// Waits until a receive would find something. Holds no buffer; may be dropped.
@@ -139,35 +208,31 @@ impl Stream {
     /// Receives what is there, without waiting.
     #[inline]
     pub fn receive_now(&self, buffer: &mut [u8]) -> Received {
-        loop {
-            return match rustix::net::recv(self.descriptor.as_fd(), &mut *buffer, RecvFlags::DONTWAIT) {
-                Ok((0, _)) => Received::End,
-                Ok((size, _)) => Received::Bytes(size),
-                Err(Errno::AGAIN) => Received::Nothing,
-                Err(Errno::INTR) => continue,
-                Err(_) => Received::Reset,
-            };
+        match &self.tls {
+            None => socket::receive(self.descriptor.as_fd(), buffer),
+            Some(tls) => tls.borrow_mut().receive(self.descriptor.as_fd(), buffer),
         }
     }
 
-    /// Sends what the socket has room for, without waiting, and returns how many bytes that was.
+    /// Receives what nobody will read, without waiting: bytes as they are on the wire.
+    pub fn discard_now(&self, buffer: &mut [u8]) -> Received {
+        socket::receive(self.descriptor.as_fd(), buffer)
+    }
+
+    /// Sends what the socket has room for, without waiting, and returns how many bytes were taken. Inside TLS bytes are
+    /// taken once their record has left, and those that were not are to be offered again.
     ///
     /// # Errors
     /// [`Gone`].
     #[inline]
     pub fn send_now(&self, bytes: &[u8]) -> Result<usize, Gone> {
-        loop {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            return match rustix::net::send(self.descriptor.as_fd(), bytes, flags) {
-                Ok(size) => Ok(size),
-                Err(Errno::AGAIN) => Ok(0),
-                Err(Errno::INTR) => continue,
-                Err(_) => Err(Gone),
-            };
+        match &self.tls {
+            None => socket::send(self.descriptor.as_fd(), bytes),
+            Some(tls) => tls.borrow_mut().send(self.descriptor.as_fd(), bytes),
         }
     }
 
-    /// Receives through the ring.
+    /// Receives through the ring, which TLS does not.
     ///
     /// Once the deadline has passed, `wait_on` is asked for the next one; where there is none the operation is
     /// cancelled, and its outcome awaited: bytes that came at the last moment are not lost.
@@ -175,9 +240,10 @@ impl Stream {
         &self,
         buffer: Buffer,
         cancel: &mut Cancel,
-        timer: &Timer,
+        timer: &Timer<impl Clocked>,
         wait_on: impl FnMut() -> Option<Tick>,
     ) -> (Received, Buffer) {
+        debug_assert!(!self.is_tls(), "records go past the ring");
         let operation = pin!(self.descriptor.receive(buffer, cancel.handle()));
         let (outcome, buffer) = cancel.run(operation, timer, wait_on).await;
         (Received::of(outcome), buffer)
@@ -191,22 +257,25 @@ impl Stream {
         cancel: &mut Cancel,
         must_stop: impl FnMut() -> bool,
     ) -> (Received, Buffer) {
+        debug_assert!(!self.is_tls(), "records go past the ring");
         let operation = pin!(self.descriptor.receive(buffer, cancel.handle()));
         let (outcome, buffer) = cancel.run_until(operation, must_stop).await;
         (Received::of(outcome), buffer)
     }
 
-    /// Sends a range of the buffer through the ring for as long as it takes, and returns how many bytes were sent: at
-    /// least one.
+    /// Sends a range of the buffer through the ring, which TLS does not, for as long as it takes, and returns how many
+    /// bytes were sent: at least one.
     ///
     /// # Errors
     /// [`Gone`].
     pub async fn send_patiently(&self, buffer: Buffer, range: Range<usize>) -> (Result<usize, Gone>, Buffer) {
+        debug_assert!(!self.is_tls(), "records go past the ring");
         let (outcome, bytes) = self.descriptor.send(buffer.slice(range)).await;
         (outcome.map_err(|_| Gone), bytes.into_inner())
     }
 
-    /// Sends a range of the buffer through the ring, and returns how many bytes were sent: at least one.
+    /// Sends a range of the buffer through the ring, which TLS does not, and returns how many bytes were sent: at least
+    /// one.
     ///
     /// Deadlines are as with [`Self::receive`], but where there is no other the connection is broken off, which ends the
     /// send as well: what became of the bytes of a cancelled one would not be known, so the connection would be of no
@@ -218,9 +287,10 @@ impl Stream {
         &self,
         buffer: Buffer,
         range: Range<usize>,
-        timer: &Timer,
+        timer: &Timer<impl Clocked>,
         mut wait_on: impl FnMut() -> Option<Tick>,
     ) -> (Result<usize, Gone>, Buffer) {
+        debug_assert!(!self.is_tls(), "records go past the ring");
         let mut operation = pin!(self.descriptor.send(buffer.slice(range)));
         let (outcome, bytes) = loop {
             if let Some(output) = timer.race(operation.as_mut()).await {
@@ -239,13 +309,9 @@ impl Stream {
 
     /// What a receive would find, of which nothing is taken: of bytes, one is told.
     pub fn peek_now(&self) -> Received {
-        let mut byte = [0; 1];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-        match rustix::net::recv(self.descriptor.as_fd(), &mut byte[..], flags) {
-            Ok((0, _)) => Received::End,
-            Ok((size, _)) => Received::Bytes(size),
-            Err(Errno::AGAIN | Errno::INTR) => Received::Nothing,
-            Err(_) => Received::Reset,
+        match &self.tls {
+            None => socket::peek(self.descriptor.as_fd()),
+            Some(tls) => tls.borrow().peek(self.descriptor.as_fd()),
         }
     }
 
@@ -262,6 +328,9 @@ impl Stream {
 
     /// Says that nothing more will be sent; what was sent still arrives.
     pub fn finish(&self) {
+        if let Some(tls) = &self.tls {
+            tls.borrow_mut().finish(self.descriptor.as_fd());
+        }
         // An error means that the peer is gone, which the next receive tells.
         let _ = rustix::net::shutdown(self.descriptor.as_fd(), Shutdown::Write);
     }

@@ -46,10 +46,25 @@ struct Slots {
     free: Vec<u32>,
 }
 
+/// What leads to the clock of a shard.
+///
+/// A connection's deadline is reached by way of its port, to which it has a reference anyway: another to the clock would
+/// be eight bytes for each.
+pub trait Clocked {
+    /// The clock.
+    fn timers(&self) -> &Rc<Timers>;
+}
+
+impl Clocked for Rc<Timers> {
+    fn timers(&self) -> &Rc<Timers> {
+        self
+    }
+}
+
 /// One deadline; freed when dropped.
 #[derive(Debug)]
-pub struct Timer {
-    timers: Rc<Timers>,
+pub struct Timer<C: Clocked = Rc<Timers>> {
+    clock: C,
     slot: u32,
 }
 
@@ -110,8 +125,12 @@ impl Timers {
 
     /// A new deadline that never passes.
     pub fn timer(self: &Rc<Self>) -> Timer {
+        Timer::new(Rc::clone(self))
+    }
+
+    fn take_slot(&self) -> u32 {
         let mut slots = self.slots.borrow_mut();
-        let slot = match slots.free.pop() {
+        match slots.free.pop() {
             Some(slot) => {
                 // `expire_all` lets those pass, too, that nobody has.
                 slots.deadlines[slot as usize] = NEVER;
@@ -122,48 +141,58 @@ impl Timers {
                 slots.wakers.push(None);
                 u32::try_from(slots.deadlines.len() - 1).expect("a process has fewer than 2^32 descriptors")
             }
-        };
-        Timer { timers: Rc::clone(self), slot }
+        }
     }
 }
 
-impl Timer {
+impl<C: Clocked> Timer<C> {
+    /// A new deadline that never passes.
+    pub fn new(clock: C) -> Self {
+        let slot = clock.timers().take_slot();
+        Self { clock, slot }
+    }
+
+    /// What leads to the clock.
+    pub fn clock(&self) -> &C {
+        &self.clock
+    }
+
     /// Moves the deadline.
     pub fn set(&self, deadline: Tick) {
-        self.timers.slots.borrow_mut().deadlines[self.slot as usize] = deadline;
+        self.timers().slots.borrow_mut().deadlines[self.slot as usize] = deadline;
     }
 
     /// The deadline.
     pub fn deadline(&self) -> Tick {
-        self.timers.slots.borrow().deadlines[self.slot as usize]
+        self.timers().slots.borrow().deadlines[self.slot as usize]
     }
 
     /// Whether the deadline has passed.
     pub fn is_due(&self) -> bool {
-        self.deadline() <= self.timers.now()
+        self.deadline() <= self.timers().now()
     }
 
     /// The clock that this deadline is on.
     pub fn timers(&self) -> &Rc<Timers> {
-        &self.timers
+        self.clock.timers()
     }
 
     /// Runs `future` until it is ready or the deadline has passed, which is `None`.
-    pub fn race<F: Future>(&self, future: F) -> Race<'_, F> {
+    pub fn race<F: Future>(&self, future: F) -> Race<'_, F, C> {
         Race { future, timer: self }
     }
 }
 
 pin_project! {
     /// A future under a deadline, see [`Timer::race`].
-    pub struct Race<'t, F> {
+    pub struct Race<'t, F, C: Clocked> {
         #[pin]
         future: F,
-        timer: &'t Timer,
+        timer: &'t Timer<C>,
     }
 }
 
-impl<F: Future> Future for Race<'_, F> {
+impl<F: Future, C: Clocked> Future for Race<'_, F, C> {
     type Output = Option<F::Output>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -171,7 +200,7 @@ impl<F: Future> Future for Race<'_, F> {
         if let Poll::Ready(output) = this.future.poll(context) {
             return Poll::Ready(Some(output));
         }
-        let timers = &this.timer.timers;
+        let timers = this.timer.timers();
         let mut slots = timers.slots.borrow_mut();
         let slot = this.timer.slot as usize;
         if slots.deadlines[slot] <= timers.now() {
@@ -185,11 +214,11 @@ impl<F: Future> Future for Race<'_, F> {
     }
 }
 
-impl Drop for Timer {
+impl<C: Clocked> Drop for Timer<C> {
     fn drop(&mut self) {
         let slot = self.slot as usize;
         let waker = {
-            let mut slots = self.timers.slots.borrow_mut();
+            let mut slots = self.clock.timers().slots.borrow_mut();
             slots.deadlines[slot] = NEVER;
             slots.free.push(self.slot);
             slots.wakers[slot].take()

@@ -7,18 +7,16 @@ use super::life::Life;
 use super::place::{Phase, Resources};
 use crate::metrics::{Direction, End, SlowClientOutcome};
 use crate::net::stream::{Gone, Received, Stream};
-use crate::net::timers::{Tick, Timer};
+use crate::net::timers::Tick;
 
-/// A client's connection: its bytes, its deadline and its entry in the books.
+/// A client's connection: its bytes, and its entry in the books.
 ///
 /// Fields are dropped in order: the descriptor is handed to be closed before the end is counted.
 #[derive(Debug)]
 pub struct Client {
     /// Its bytes.
     pub stream: Stream,
-    /// Its one deadline; what passes with it depends on what the connection is doing.
-    pub timer: Timer,
-    /// Its entry in the books.
+    /// Its entry in the books, with its one deadline.
     pub life: Life,
 }
 
@@ -28,9 +26,31 @@ impl Client {
         &self.life.port().resources
     }
 
+    /// Says how the connection ends, and ends our side of TLS where the client has ended its own.
+    ///
+    /// Where TLS has failed, that is why nothing more came. Without the alert that closes it, the end of a stream may be
+    /// somebody else's doing than the client's.
+    pub fn end(&mut self, end: End) {
+        let cells = &self.life.port().cells;
+        let end = match (end, self.stream.tls_failure()) {
+            (End::ClientGone, Some(failure)) => {
+                cells.tls_failure(failure);
+                End::TlsFailed
+            }
+            (end, _) => end,
+        };
+        if self.stream.is_truncated() {
+            cells.tls_truncated.increment();
+        }
+        if self.stream.owes_an_end() {
+            self.stream.finish();
+        }
+        self.life.end(end);
+    }
+
     /// Waits for bytes, or for the deadline, which is `None`. Holds no buffer.
     pub fn wait(&self) -> impl Future<Output = Option<io::Result<()>>> {
-        self.timer.race(self.stream.readable())
+        self.life.timer.race(self.stream.readable())
     }
 
     /// Sends what the socket had no room for, within `timeout`.
@@ -55,8 +75,8 @@ impl Client {
         // A deadline for the whole, which a client that takes a byte at a time does not move.
         let deadline = resources.timers.after(timeout);
         while !unsent.is_empty() {
-            self.timer.set(deadline);
-            if self.timer.race(self.stream.writable()).await.is_none() {
+            self.life.timer.set(deadline);
+            if self.life.timer.race(self.stream.writable()).await.is_none() {
                 if resources.phase() == Phase::Cutting {
                     return Err(End::Shutdown);
                 }
@@ -81,14 +101,15 @@ impl Client {
         let resources = self.resources();
         let deadline = resources.timers.after(timeout);
         while resources.phase() != Phase::Cutting && resources.timers.now() < deadline {
-            match self.stream.receive_now(&mut resources.scratch.lend()) {
-                Received::Bytes(size) => {
+            match self.stream.discard_now(&mut resources.scratch.lend()) {
+                // Inside TLS what is counted is what was said, and this is not looked at.
+                Received::Bytes(size) if !self.stream.is_tls() => {
                     self.life.port().cells.wire_bytes(Direction::Received).add(size as u64);
                 }
-                Received::Nothing => {}
+                Received::Bytes(_) | Received::Nothing => {}
                 Received::End | Received::Reset => return,
             }
-            self.timer.set(deadline);
+            self.life.timer.set(deadline);
             let _ = self.wait().await;
             resources.give_way().await;
         }

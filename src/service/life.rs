@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::place::Port;
 use crate::metrics::End;
-use crate::net::timers::{TICK, Tick};
+use crate::net::timers::{TICK, Tick, Timer};
 
 /// A connection's entry in the books: accepted when made, ended once when dropped.
 ///
@@ -12,7 +12,8 @@ use crate::net::timers::{TICK, Tick};
 /// [`End::Internal`].
 #[derive(Debug)]
 pub struct Life {
-    port: Rc<Port>,
+    /// The connection's one deadline; what passes with it depends on what the connection is doing.
+    pub timer: Timer<Rc<Port>>,
     accepted: Tick,
     end: Option<End>,
     /// True exactly while the connection counts towards the limits of its port and of the gateway.
@@ -27,12 +28,12 @@ impl Life {
         port.resources.cells.connections_active.add(1);
         port.resources.occupy();
         let accepted = port.resources.timers.now();
-        Self { port: Rc::clone(port), accepted, end: None, is_admitted: false }
+        Self { timer: Timer::new(Rc::clone(port)), accepted, end: None, is_admitted: false }
     }
 
     /// Asks for leave to stay; `false` where the port or the gateway is at its limit.
     pub fn admit(&mut self) -> bool {
-        let [of_port, of_gateway] = &self.port.admissions;
+        let [of_port, of_gateway] = &self.timer.clock().admissions;
         self.is_admitted = of_port.enter();
         if self.is_admitted && !of_gateway.enter() {
             of_port.leave();
@@ -43,7 +44,7 @@ impl Life {
 
     /// The port that the connection came to.
     pub fn port(&self) -> &Rc<Port> {
-        &self.port
+        self.timer.clock()
     }
 
     /// Says how the connection ends, once this is dropped.
@@ -54,21 +55,22 @@ impl Life {
 
 impl Drop for Life {
     fn drop(&mut self) {
-        let cells = &self.port.cells;
-        let lasted = TICK * (self.port.resources.timers.now() - self.accepted);
+        let port = self.timer.clock();
+        let cells = &port.cells;
+        let lasted = TICK * (port.resources.timers.now() - self.accepted);
         cells.connection_duration.observe(lasted);
         cells.ended(self.end.unwrap_or(End::Internal));
         if self.end.is_none() {
             cells.panics.increment();
         }
         cells.connections_active.sub(1);
-        self.port.resources.cells.connections_active.sub(1);
+        port.resources.cells.connections_active.sub(1);
         if self.is_admitted {
-            for admission in &self.port.admissions {
+            for admission in &port.admissions {
                 admission.leave();
             }
         }
-        self.port.resources.vacate();
+        port.resources.vacate();
     }
 }
 
@@ -90,6 +92,7 @@ mod tests {
             cells: metrics.port_cells(0, 0),
             limits: Limits::DEFAULT,
             number: 80,
+            tls: None,
             proxies: None,
             admissions: [Admission::new(1), Admission::new(2)],
         };

@@ -111,7 +111,7 @@ impl Messages {
             // The shard moved on while the 101 was being sent, and there is no deadline left that it could let pass.
             _ => now,
         };
-        client.timer.set(deadline);
+        client.life.timer.set(deadline);
         Self { client, keepalive, kept: kept.boxed(), place }
     }
 
@@ -120,7 +120,7 @@ impl Messages {
         // What this task takes is what an idle connection takes, so nothing that is rare is kept in it.
         let serve = async move {
             let end = self.run().await;
-            self.client.life.end(end);
+            self.client.end(end);
         };
         monoio::spawn(contain(serve));
     }
@@ -132,7 +132,7 @@ impl Messages {
             return end;
         }
         loop {
-            if self.client.timer.is_due()
+            if self.client.life.timer.is_due()
                 && let Some(end) = Box::pin(self.attend()).await
             {
                 return end;
@@ -167,7 +167,12 @@ impl Messages {
                 let since = place.resources().timers.now() - self.keepalive.heard;
                 let is_busy = since <= hot::BUSY_WITHIN && size <= hot::SMALL_READ_MAX;
                 match self.answer_and_send(&mut scratch[..size]) {
-                    Turn::Wait if is_busy && place.resources().has_buffer() => Turn::WarmUp,
+                    // TLS goes past the ring: what it would receive is not what is answered.
+                    Turn::Wait
+                        if is_busy && place.resources().has_buffer() && !self.client.stream.is_tls() =>
+                    {
+                        Turn::WarmUp
+                    }
                     turn => turn,
                 }
             }
@@ -191,7 +196,7 @@ impl Messages {
         let now = self.client.resources().timers.now();
         if self.keepalive.unanswered.is_some() {
             // The deadline was that of a pong; the next look at the clock sets that of the next ping.
-            self.client.timer.set(0);
+            self.client.life.timer.set(0);
         }
         self.keepalive.hear(now);
         let mut fresh = Kept::default();
@@ -271,7 +276,7 @@ impl Messages {
                 match self.client.flush(&unsent.bytes[unsent.sent..], self.place.write_timeout).await {
                     Ok(()) => {
                         // The deadline was the flush's; the next look at the clock sets it again.
-                        self.client.timer.set(0);
+                        self.client.life.timer.set(0);
                         then
                     }
                     Err(end) => Next::End(end),
@@ -298,7 +303,7 @@ impl Messages {
         let now = self.client.resources().timers.now();
         match self.keepalive.due(&self.place.patience, now) {
             Due::At(tick) => {
-                self.client.timer.set(tick);
+                self.client.life.timer.set(tick);
                 None
             }
             Due::Ping => {
@@ -308,7 +313,7 @@ impl Messages {
                 }
                 // Only now: the client may have taken its time to make room for it.
                 self.keepalive.ping(self.client.resources().timers.now());
-                self.client.timer.set(0);
+                self.client.life.timer.set(0);
                 None
             }
             Due::PongTimeout => self.give_up().await,
@@ -362,7 +367,7 @@ impl Messages {
             if resources.phase() == Phase::Cutting || resources.timers.now() >= deadline {
                 break;
             }
-            self.client.timer.set(deadline);
+            self.client.life.timer.set(deadline);
             let _ = self.client.wait().await;
             resources.give_way().await;
         }

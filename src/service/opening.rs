@@ -419,8 +419,8 @@ async fn wait<F: Future>(
     loop {
         // Whether the client has left is looked at every second: to wait for its bytes besides would cost every handshake
         // an operation of the ring, and they may come before they are wanted.
-        client.timer.set(until.deadline.min(resources.timers.after(TICKS_PER_S)));
-        if let Some(output) = client.timer.race(operation.as_mut()).await {
+        client.life.timer.set(until.deadline.min(resources.timers.after(TICKS_PER_S)));
+        if let Some(output) = client.life.timer.race(operation.as_mut()).await {
             return Ok(Some(output));
         }
         match resources.phase() {

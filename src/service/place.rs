@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use super::admission::Admission;
@@ -16,7 +17,8 @@ use crate::net::pool::Pool;
 use crate::net::random::Random;
 use crate::net::scratch::Scratch;
 use crate::net::simd;
-use crate::net::timers::{TICKS_PER_S, Tick, Timers, ticks};
+use crate::net::timers::{Clocked, TICKS_PER_S, Tick, Timers, ticks};
+use crate::net::tls::ServerSettings;
 use crate::net::turn::{AfterOthers, Turnstile};
 use crate::protocol::websocket::frame::{Role, Rules};
 use crate::protocol::websocket::keepalive::Patience;
@@ -68,6 +70,8 @@ pub struct Resources {
     pub timers: Rc<Timers>,
     /// The buffer that is read into.
     pub scratch: Scratch,
+    /// The buffer that ciphertext lies in, on its way between sockets and TLS.
+    pub sealed: Rc<Scratch>,
     /// Buffers for busy connections; `None` where there is no ring that could hold one.
     pub pool: Option<Pool>,
     /// Where tasks give way to each other; kept where a wait may end without others having had their turn.
@@ -90,6 +94,7 @@ impl Resources {
         Rc::new(Self {
             timers: Timers::new(),
             scratch: Scratch::new(),
+            sealed: Rc::default(),
             pool: (driver == Driver::IoUring).then(Pool::default),
             turnstile: Turnstile::default(),
             random: Random::new(),
@@ -173,10 +178,18 @@ pub struct Port {
     pub limits: Limits,
     /// Its number.
     pub number: u16,
+    /// What TLS it offers; `None` where it speaks none. The control thread puts other certificates in place.
+    pub tls: Option<Arc<ArcSwap<ServerSettings>>>,
     /// From where connections must come that begin with a PROXY header; `None` where none does.
     pub proxies: Option<Vec<IpNet>>,
     /// The port's own limit on connections, and the gateway's.
     pub admissions: [Arc<Admission>; 2],
+}
+
+impl Clocked for Rc<Port> {
+    fn timers(&self) -> &Rc<Timers> {
+        &self.resources.timers
+    }
 }
 
 /// The upstreams of a route that relays.

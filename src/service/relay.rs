@@ -143,7 +143,7 @@ pub fn spawn(client: Client, upstream: Upstream, place: Rc<Place>, content: &Con
         }
         .await;
         let end = relay.final_end();
-        relay.client.life.end(end);
+        relay.client.end(end);
     };
     monoio::spawn(contain(serve));
 }
@@ -220,7 +220,7 @@ impl Relay {
         let rates = &place.rates;
         let is_limited = rates.frames_per_s != 0 || rates.bytes_per_s != 0;
         // The clock looks at once at what is due.
-        client.timer.set(0);
+        client.life.timer.set(0);
         Self {
             allowance: is_limited.then(|| Box::new(Cell::new(Allowance::new(rates, now)))),
             client,
@@ -325,7 +325,7 @@ impl Relay {
         let unsent = self.pass_on(from, &mut scratch[..room + size], room);
         if !unsent.is_empty() {
             Turn::Flush(unsent)
-        } else if is_busy && lane.fate.get() == Fate::Passed && self.resources().pool.is_some() {
+        } else if is_busy && lane.fate.get() == Fate::Passed && self.may_warm_up() {
             Turn::WarmUp(self.reads_of(from, size))
         } else {
             Turn::Wait
@@ -486,6 +486,11 @@ impl Relay {
         });
         self.early.set((!early.is_empty()).then_some(early));
         bytes
+    }
+
+    /// Whether the ring may receive and send for this connection: what it handles is not what TLS makes of it.
+    fn may_warm_up(&self) -> bool {
+        self.resources().pool.is_some() && !self.client.stream.is_tls() && !self.upstream.stream.is_tls()
     }
 
     fn rules(&self, from: Side) -> Rules {

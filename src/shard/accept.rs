@@ -10,6 +10,7 @@ use crate::metrics::{AcceptErrorReason, Direction, End, HandshakeResult};
 use crate::net::accept::{Accepted, Acceptor};
 use crate::net::stream::Stream;
 use crate::net::timers::{NEVER, Tick, Timer};
+use crate::net::tls::OVERLOAD_ALERT;
 use crate::protocol::http::refusal::Refusal;
 use crate::service::{Life, Phase, retry_after_s};
 
@@ -132,9 +133,13 @@ fn refuse_at_once(table: &Rc<Table>, stream: Stream) {
     let _ = stream.receive_now(&mut port.resources.scratch.lend());
     let refusal = Refusal::ConnectionLimit { retry_after_s: retry_after_s() };
     let mut answer = Vec::new();
-    refusal.write(&mut answer);
     port.cells.handshake(HandshakeResult::from(refusal));
-    port.cells.http_request(None, refusal.status());
+    if port.tls.is_some() {
+        answer.extend_from_slice(&OVERLOAD_ALERT);
+    } else {
+        refusal.write(&mut answer);
+        port.cells.http_request(None, refusal.status());
+    }
     port.cells.wire_bytes(Direction::Sent).add(answer.len() as u64);
     let _ = stream.send_now(&answer);
     stream.finish();

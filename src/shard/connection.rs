@@ -1,7 +1,7 @@
 //! One connection, from accept to its end:
 //!
-//! accepted → PROXY header, where the port has one → request head, parsed in place → route → policy → a 101 and the
-//! route's service, or an HTTP answer → its one end. TLS will stand before the request head.
+//! accepted → PROXY header, where the port has one → TLS handshake, where it speaks TLS → request head, parsed in place →
+//! route → policy → a 101 and the route's service, or an HTTP answer → its one end.
 //!
 //! Most heads are there when the connection is accepted, so the first look is taken at once; only where bytes are
 //! missing does a task wait for them. The open connection is a task of its own, which keeps nothing of the handshake.
@@ -13,14 +13,15 @@ use std::time::Instant;
 
 use super::table::Table;
 use crate::config::{Relay, Route, Service};
-use crate::metrics::{Direction, End, HandshakeResult};
+use crate::metrics::{Direction, End, HandshakeResult, TlsFailure};
 use crate::net::clock;
 use crate::net::contain::{contain, contain_now};
 use crate::net::stream::{Gone, Received, Stream};
 use crate::net::timers::{Tick, ticks};
+use crate::net::tls::OVERLOAD_ALERT;
 use crate::protocol::http::field_storage;
 use crate::protocol::http::forward::{RequestPassage, Sender};
-use crate::protocol::http::refusal::Refusal;
+use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::{BodyFraming, RequestHead};
 use crate::protocol::http::scan::HeadScan;
 use crate::protocol::proxy_protocol;
@@ -40,6 +41,8 @@ struct Connection {
     head: Vec<u8>,
     /// True exactly while a PROXY header must come first.
     awaits_proxy: bool,
+    /// How far TLS has come.
+    tls: TlsStage,
     /// The client's address as a PROXY header gave it.
     proxied: Option<SocketAddr>,
     /// When the handshake began: at accept, or on a kept connection with the first bytes of its request.
@@ -54,10 +57,23 @@ struct Connection {
     waiting: Option<Waiting>,
 }
 
+/// How far TLS has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TlsStage {
+    /// It has to come, and nothing of it has.
+    Awaited,
+    /// The handshake is under way.
+    Handshake,
+    /// The port speaks none, or the handshake is done.
+    Passed,
+}
+
 /// What one look at the bytes led to.
 enum Step {
     /// Bytes are missing.
     Wait,
+    /// The stream has something at once, which no wait would tell of.
+    Look,
     /// It is a WebSocket now; these bytes followed the head.
     Open { place: Rc<Place>, unsent: Vec<u8>, early: Option<Box<[u8]>> },
     /// An upstream is asked before the client is answered.
@@ -83,8 +99,7 @@ struct Relayed {
 pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
     let mut life = Life::begin(table.port());
     let is_admitted = life.admit();
-    let timer = table.port().resources.timers.timer();
-    let client = Client { stream, timer, life };
+    let client = Client { stream, life };
     contain_now(|| {
         if !is_admitted {
             return refuse_at_limit(client, table);
@@ -104,13 +119,14 @@ impl Connection {
     fn new(client: Client, table: &Rc<Table>) -> Self {
         let port = table.port();
         let deadline = port.resources.timers.after(ticks(port.limits.handshake_timeout));
-        client.timer.set(deadline);
+        client.life.timer.set(deadline);
         Self {
             client,
             table: Rc::clone(table),
             scan: HeadScan::new(port.limits.request_head_size_max, port.limits.request_head_count_max),
             head: Vec::new(),
             awaits_proxy: port.proxies.is_some(),
+            tls: if port.tls.is_some() { TlsStage::Awaited } else { TlsStage::Passed },
             proxied: None,
             began: clock::now(),
             deadline,
@@ -128,6 +144,7 @@ impl Connection {
         let end = loop {
             step = match step {
                 Step::Wait => self.wait().await,
+                Step::Look => self.look(),
                 Step::Again { unsent } => match self.flush(&unsent).await {
                     Ok(()) => {
                         let step = self.look_again();
@@ -162,7 +179,7 @@ impl Connection {
         };
         // What followed a head and was taken by nobody.
         self.table.port().cells.wire_bytes(Direction::Received).add(self.uncounted as u64);
-        self.client.life.end(end);
+        self.client.end(end);
     }
 
     /// Waits for bytes, and looks at them.
@@ -174,8 +191,12 @@ impl Connection {
             Phase::Draining => {}
             Phase::Cutting => return Step::Gone(End::Shutdown),
         }
-        self.client.timer.set(self.deadline);
-        let woken = self.client.wait().await;
+        self.client.life.timer.set(self.deadline);
+        let woken = if self.client.stream.wants_room() {
+            self.client.life.timer.race(self.client.stream.writable()).await
+        } else {
+            self.client.wait().await
+        };
         resources.give_way().await;
         match woken {
             Some(_) => self.look(),
@@ -191,7 +212,7 @@ impl Connection {
             Step::Open { early, .. } => early.as_ref().map_or(0, |early| early.len()),
             Step::Ask { early, .. } => early.len(),
             Step::Again { .. } => self.head.len(),
-            Step::Wait | Step::Relay { .. } | Step::Leave { .. } | Step::Gone(_) => 0,
+            Step::Wait | Step::Look | Step::Relay { .. } | Step::Leave { .. } | Step::Gone(_) => 0,
         };
         let size = self.uncounted - rest_size;
         self.table.port().cells.wire_bytes(Direction::Received).add(size as u64);
@@ -208,26 +229,60 @@ impl Connection {
     fn receive(&mut self) -> Step {
         let resources = Rc::clone(self.client.resources());
         let mut scratch = resources.scratch.lend();
-        match self.client.stream.receive_now(&mut scratch) {
+        let received = self.client.stream.receive_now(&mut scratch);
+        self.look_at_handshake();
+        match received {
             Received::Bytes(size) => {
-                self.uncounted += size;
                 if self.awaits_proxy {
+                    self.uncounted += size;
                     self.read_proxy(&scratch[..size])
+                } else if self.tls == TlsStage::Awaited {
+                    self.begin_tls(&scratch[..size])
                 } else if self.head.is_empty() {
+                    self.uncounted += size;
                     if self.has_answered {
                         // A further request begins with its first byte, not with the silence before it.
                         self.began = clock::now();
                     }
                     self.read(&scratch[..size])
                 } else {
+                    self.uncounted += size;
                     self.head.extend_from_slice(&scratch[..size]);
                     self.look_again()
                 }
             }
             Received::Nothing => Step::Wait,
-            Received::End | Received::Reset if self.has_answered => Step::Gone(End::HttpDone),
-            Received::End | Received::Reset => Step::Gone(End::ClientGone),
+            Received::End | Received::Reset => match self.client.stream.tls_failure() {
+                // There may be an alert on its way, and more of what broke a rule on the way here.
+                Some(TlsFailure::Closed) | None if self.has_answered => Step::Gone(End::HttpDone),
+                Some(TlsFailure::Closed) | None => Step::Gone(End::ClientGone),
+                Some(_) => Step::Leave { unsent: Vec::new(), end: End::ClientGone },
+            },
         }
+    }
+
+    /// Takes note where a TLS handshake is done.
+    fn look_at_handshake(&mut self) {
+        if self.tls == TlsStage::Handshake
+            && let Some(handshake) = self.client.stream.tls_handshake()
+        {
+            self.table.port().cells.tls_handshake(handshake);
+            self.tls = TlsStage::Passed;
+        }
+    }
+
+    /// Begins TLS with the first bytes of the client, unless they say that it does not speak TLS.
+    fn begin_tls(&mut self, bytes: &[u8]) -> Step {
+        let port = Rc::clone(self.table.port());
+        if speaks_http(bytes) {
+            self.uncounted += bytes.len();
+            return self.refuse(BadRequest::PlainHttp.into(), None, asks_for_head_alone(bytes));
+        }
+        let settings = port.tls.as_ref().expect("a port without TLS awaits none").load();
+        self.client.stream.begin_tls(&settings, bytes, &port.resources.sealed);
+        self.tls = TlsStage::Handshake;
+        self.wait_for_more();
+        Step::Look
     }
 
     /// Reads the PROXY header, and what follows it as the client's own bytes.
@@ -239,7 +294,15 @@ impl Connection {
                 self.awaits_proxy = false;
                 let rest = self.head.split_off(header.size);
                 self.head = Vec::new();
-                if rest.is_empty() { self.wait_for_more() } else { self.read(&rest) }
+                match self.tls {
+                    _ if rest.is_empty() => self.wait_for_more(),
+                    TlsStage::Awaited => {
+                        // What is counted inside TLS is what was said.
+                        self.uncounted -= rest.len();
+                        self.begin_tls(&rest)
+                    }
+                    TlsStage::Handshake | TlsStage::Passed => self.read(&rest),
+                }
             }
             Ok(None) => self.wait_for_more(),
             // It may be anything but HTTP, so nobody would understand an answer.
@@ -488,7 +551,20 @@ impl Connection {
         } else {
             refusal.write(&mut answer);
         }
+        let mismatch = match refusal {
+            Refusal::BadRequest(BadRequest::PlainHttp) => Some(TlsFailure::PlainHttp),
+            // An answer in TLS would be an alert, and each of them sends its reader to look for versions, ciphers or names.
+            // An answer that is no TLS at all is what clients take for what it is: "wrong version number".
+            Refusal::BadRequest(BadRequest::TlsClientHello) if !self.client.stream.is_tls() => {
+                Some(TlsFailure::TlsOnPlainPort)
+            }
+            _ => None,
+        };
+        if let Some(failure) = mismatch {
+            cells.tls_failure(failure);
+        }
         let end = match result {
+            _ if mismatch.is_some() => End::TlsFailed,
             HandshakeResult::Timeout => End::HandshakeTimeout,
             HandshakeResult::Limit | HandshakeResult::Rate => End::Limit,
             HandshakeResult::UpstreamUnavailable => End::UpstreamUnavailable,
@@ -504,6 +580,10 @@ impl Connection {
     fn time_out(&mut self) -> Step {
         match (self.head.is_empty(), self.has_answered) {
             (false, _) if self.awaits_proxy => Step::Gone(End::ProxyHeaderInvalid),
+            _ if self.tls == TlsStage::Handshake => {
+                self.table.port().cells.tls_failure(TlsFailure::Timeout);
+                Step::Gone(End::TlsFailed)
+            }
             // Somebody who asked for something is told; silence is answered with the end of the connection.
             (false, _) => self.refuse(Refusal::Timeout, None, asks_for_head_alone(&self.head)),
             (true, true) => Step::Leave { unsent: Vec::new(), end: End::HttpDone },
@@ -515,7 +595,8 @@ impl Connection {
     fn leave_for_drain(&mut self) -> Step {
         let end = if self.has_answered { End::HttpDone } else { End::Drained };
         let mut answer = Vec::new();
-        if !self.has_answered {
+        // Who has not begun TLS could not read an answer.
+        if !self.has_answered && self.tls == TlsStage::Passed {
             Refusal::Draining { retry_after_s: retry_after_s() }.write(&mut answer);
         }
         match self.send(answer) {
@@ -526,7 +607,7 @@ impl Connection {
 
     /// Whether nothing of a request has come.
     fn is_silent(&self) -> bool {
-        self.head.is_empty()
+        self.head.is_empty() && self.tls != TlsStage::Handshake
     }
 
     /// Sends what the socket has room for, and returns the rest.
@@ -551,6 +632,12 @@ impl Connection {
         let limits = &table.port().limits;
         HeadScan::new(limits.request_head_size_max, limits.request_head_count_max)
     }
+}
+
+/// Whether the first bytes on a port of TLS begin a request of plain HTTP: a method, where a record would begin with its
+/// type.
+fn speaks_http(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(u8::is_ascii_alphabetic)
 }
 
 /// Whether these bytes begin a HEAD request, be it one that cannot be parsed (RFC 9110 section 9.3.2).
@@ -598,10 +685,21 @@ fn refuse_at_limit(client: Client, table: &Rc<Table>) {
     let mut connection = Connection::new(client, table);
     // What has arrived of the request is taken, so that closing does not reset the connection and lose the answer.
     let resources = Rc::clone(connection.client.resources());
-    if let Received::Bytes(size) = connection.client.stream.receive_now(&mut resources.scratch.lend()) {
+    if let Received::Bytes(size) = connection.client.stream.receive_now(&mut resources.scratch.lend())
+        && connection.tls == TlsStage::Passed
+    {
         table.port().cells.wire_bytes(Direction::Received).add(size as u64);
     }
-    let step = connection.refuse(Refusal::ConnectionLimit { retry_after_s: retry_after_s() }, None, false);
+    let refusal = Refusal::ConnectionLimit { retry_after_s: retry_after_s() };
+    let step = if connection.tls == TlsStage::Passed {
+        connection.refuse(refusal, None, false)
+    } else {
+        table.port().cells.handshake(HandshakeResult::from(refusal));
+        match connection.send(OVERLOAD_ALERT.to_vec()) {
+            Ok(unsent) => Step::Leave { unsent, end: End::Limit },
+            Err(Gone) => Step::Gone(End::Limit),
+        }
+    };
     match resources.linger_at_limit() {
         Some(guard) => drop(monoio::spawn(contain(async move {
             connection.go_on(step).await;

@@ -14,6 +14,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use arc_swap::ArcSwap;
+
 use self::accept::Reserve;
 use self::table::Table;
 use crate::config::{Config, IoDriver};
@@ -22,6 +24,7 @@ use crate::net::accept::Acceptor;
 use crate::net::clock;
 use crate::net::driver::{Driver, NoRing, ShardRuntime};
 use crate::net::timers::TICK;
+use crate::net::tls::ServerSettings;
 use crate::net::wake::Counted;
 use crate::route::Router;
 use crate::service::admission::Admission;
@@ -62,6 +65,8 @@ pub struct Listener {
     pub number: u16,
     /// The listening socket.
     pub socket: OwnedFd,
+    /// What TLS it offers, if it does.
+    pub tls: Option<Arc<ArcSwap<ServerSettings>>>,
     /// The port's counters on this shard.
     pub cells: Arc<PortCells>,
     /// The port's limit on connections.
@@ -137,6 +142,7 @@ impl Shard {
                 cells: listener.cells,
                 limits: setup.config.ports[listener.port_index].limits,
                 number: listener.number,
+                tls: listener.tls,
                 proxies: setup.config.ports[listener.port_index].proxy_protocol.clone(),
                 admissions: [listener.admission, Arc::clone(&setup.admission)],
             });

@@ -131,13 +131,13 @@ def clean(name, code, weight=1):
     return Kind(name, weight, drive, "closed", "accepted", close=("client", label))
 
 
-def refusal(name, head, status, result):
+def refusal(name, head, status, result, *, end="refused"):
     """Sends a head that must be refused with this status, and stays until the end of file."""
 
     async def drive(client, _rng):
         await client.refused(head, status)
 
-    return Kind(name, 1, drive, "refused", result, http=f"{status // 100}xx")
+    return Kind(name, 1, drive, end, result, http=f"{status // 100}xx")
 
 
 def violation(name, sent, code=1002, *, path="/echo", end="violation"):
@@ -323,7 +323,7 @@ KINDS = [
     refusal("another Origin", upgrade("/picky", origin="https://example.com.evil.net"), 403, "origin"),
     refusal("a large head", upgrade(cookie="x" * 5000), 431, "too_large"),
     refusal("many fields", upgrade(**{f"x_{index}": "y" for index in range(60)}), 431, "too_large"),
-    refusal("TLS", bytes.fromhex("1603010200010001fc0303") + bytes(517), 400, "bad_request"),
+    refusal("TLS", bytes.fromhex("1603010200010001fc0303") + bytes(517), 400, "bad_request", end="tls_failed"),
     refusal("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "bad_request"),
     # Broken rules of RFC 6455, by the names of the metric.
     violation("unmasked", frame(TEXT, b"x", mask=None)),

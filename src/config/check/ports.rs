@@ -1,6 +1,7 @@
 //! The `[[port]]` tables of a file.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use super::super::fault::{Caution, Problem};
 use super::super::file::{self, Bounds, Item, Reader, Section, Unit};
@@ -8,6 +9,7 @@ use super::super::limits::Limits;
 use super::super::pattern::{HostFault, HostPattern};
 use super::super::{Port, Scheme, blocked_ports};
 use super::networks::networks;
+use super::tls::tls;
 use super::{Tables, limits_of, name};
 
 const TABLES: Tables = Tables {
@@ -37,12 +39,17 @@ pub(super) struct WrittenPort {
     pub(super) port: Option<Port>,
 }
 
-/// The ports of the file, over whose limits they lay their own.
-pub(super) fn ports<'t>(reader: &mut Reader<'t>, root: &Section<'t>, limits: Limits) -> Vec<WrittenPort> {
+/// The ports of the file, over whose limits they lay their own; paths begin at `base`.
+pub(super) fn ports<'t>(
+    reader: &mut Reader<'t>,
+    root: &Section<'t>,
+    limits: Limits,
+    base: &Path,
+) -> Vec<WrittenPort> {
     let sections = TABLES.read(reader, root);
     let mut ports: Vec<WrittenPort> = Vec::with_capacity(sections.len());
     for section in &sections {
-        let port = port(reader, section, limits, &ports);
+        let port = port(reader, section, limits, base, &ports);
         ports.push(port);
     }
     // A number that stands twice needs a name wherever it stands, and zero stands for a different one each time.
@@ -61,6 +68,7 @@ fn port<'t>(
     reader: &mut Reader<'t>,
     section: &Section<'t>,
     limits: Limits,
+    base: &Path,
     earlier: &[WrittenPort],
 ) -> WrittenPort {
     let overrides = limits_of(reader, section, &file::PORT_LIMITS);
@@ -79,8 +87,11 @@ fn port<'t>(
         // What stands for both families by default stands for them written out, too.
         (address != Ipv6Addr::UNSPECIFIED).then_some(address)
     });
-    let public_scheme =
-        section.get("public_scheme").and_then(|item| reader.one_of(&item, Scheme::ALL, Scheme::label));
+    let tls = tls(reader, section, base);
+    let public_scheme = match section.get("public_scheme") {
+        Some(item) => reader.one_of(&item, Scheme::ALL, Scheme::label),
+        None => tls.is_some().then_some(Scheme::Wss),
+    };
     let public_host = section.get("public_host").and_then(|item| public_host(reader, &item));
     let public_port = section.get("public_port").and_then(|item| port_number(reader, &item, PUBLIC_PORT));
     let proxy_protocol =
@@ -121,6 +132,7 @@ fn port<'t>(
         number,
         address,
         label,
+        tls,
         public_scheme,
         public_host,
         public_port,

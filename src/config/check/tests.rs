@@ -1,6 +1,7 @@
 //! Every mistake that a configuration can hold, and what is said of it.
 
 mod relays;
+mod tls;
 
 use std::path::Path;
 
@@ -144,7 +145,11 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "[[port]]\nnumber = 443\ntls = {}\n",
-        "3:1: port[0].tls: this version has no such key yet. Remove it: it would have no effect.",
+        r#"3:7: port[0].tls.certificates: it is missing. Write, for example, certificates = [{ certificate = "fullchain.pem", key = "privkey.pem" }]."#,
+    ),
+    (
+        "[[port]]\nnumber = 443\ntls = { certificates = [] }\n",
+        r#"3:24: port[0].tls.certificates: it is missing. Write, for example, certificates = [{ certificate = "fullchain.pem", key = "privkey.pem" }]."#,
     ),
     (
         "[[port]]\nnumber = 443\nlimits = { proxy = 1 }\n",

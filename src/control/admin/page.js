@@ -18,7 +18,7 @@ const ENDS = {
   limit: ["refused", "a limit on connections or rates"],
   violation: ["refused", "broke a rule of RFC 6455"],
   message_too_big: ["refused", "frame or message over its limit"],
-  tls_failed: ["refused", "TLS handshake failed"],
+  tls_failed: ["refused", "TLS failed"],
   proxy_header_invalid: ["refused", "PROXY header missing, malformed or from a stranger"],
   upstream_unavailable: ["fault", "no upstream could be reached"],
   upstream_gone: ["fault", "the upstream went away"],
@@ -141,7 +141,22 @@ function portCard(port) {
     counts(Object.entries(port.handshakes), port.handshakes_in_progress),
     ...counted("Rules that clients broke", Object.entries(port.violations)),
     ...counted("Closes", port.closes.map((close) => [`${close.code} by ${close.initiator}`, close.count])),
+    ...certificates(port.tls),
+    ...counted("TLS handshakes", port.tls ? Object.entries(port.tls_handshakes) : []),
+    ...counted("Why TLS failed", Object.entries(port.tls_failures)),
     ...counted("Needs a look", troubles));
+}
+
+function certificates(tls) {
+  if (tls === null) return [];
+  const days = (certificate) => Math.floor((certificate.not_after_timestamp_seconds - Date.now() / 1000) / 86400);
+  const line = (certificate) => make("p", { class: days(certificate) < 14 ? "trouble" : "quiet" },
+    `${certificate.name} for ${certificate.hosts.join(", ") || "no host"}, good for ${days(certificate)} days`);
+  return [
+    make("h4", {}, `TLS ${tls.versions.join(" and ")}`),
+    ...tls.certificates.map(line),
+    ...(tls.fault === null ? [] : [make("p", { class: "trouble" }, `Not in force: ${tls.fault}`)]),
+  ];
 }
 
 function ends(byLabel, total) {

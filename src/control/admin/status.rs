@@ -8,9 +8,12 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::{AdminState, PortFacts};
+use crate::config::certificate::Version;
+use crate::control::certificates::PortTls;
 use crate::metrics::{
     AcceptErrorReason, COMMIT, CloseCodeLabel, Direction, Driver, End, HandshakeResult, HistogramTotals,
-    Initiator, PortState, PortTotals, ProcessUse, SlowClientOutcome, Standing, StatusClass, VERSION,
+    Initiator, PortState, PortTotals, ProcessUse, SlowClientOutcome, Standing, StatusClass, TlsFailure,
+    TlsHandshake, VERSION,
 };
 use crate::protocol::websocket::violation::ViolationKind;
 use crate::service::upstream::{self, Address, Group};
@@ -58,7 +61,7 @@ impl<'a> Status<'a> {
                 .collect(),
             ports: ports
                 .map(|(index, (label, facts))| {
-                    Port::new(label, *facts, metrics.port_state(index), &metrics.port_totals(index))
+                    Port::new(label, facts, metrics.port_state(index), &metrics.port_totals(index))
                 })
                 .collect(),
             upstreams: state
@@ -104,6 +107,8 @@ struct Port<'a> {
     address: IpAddr,
     /// `up`, `draining` or `down`.
     state: &'static str,
+    /// `null` where the port speaks no TLS.
+    tls: Option<Tls>,
     connections_limit: u64,
     connections_accepted: u64,
     connections_active: u64,
@@ -124,10 +129,45 @@ struct Port<'a> {
     slow_clients: Counts,
     accept_errors: Counts,
     panics: u64,
+    tls_handshakes: Counts,
+    tls_failures: Counts,
+    tls_truncated: u64,
+}
+
+#[derive(Serialize)]
+struct Tls {
+    versions: Vec<&'static str>,
+    certificates: Vec<Certificate>,
+    /// Why what is in the files now is not in force, in words.
+    fault: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Certificate {
+    /// The name of its file.
+    name: String,
+    hosts: Vec<String>,
+    not_after_timestamp_seconds: u64,
+}
+
+impl Tls {
+    fn of(tls: &PortTls) -> Self {
+        let facts = tls.facts();
+        let certificates = facts.iter().map(|facts| Certificate {
+            name: facts.name.clone(),
+            hosts: facts.hosts.clone(),
+            not_after_timestamp_seconds: facts.not_after_timestamp_seconds,
+        });
+        Self {
+            versions: tls.versions().iter().map(Version::label).collect(),
+            certificates: certificates.collect(),
+            fault: tls.fault().as_deref().cloned(),
+        }
+    }
 }
 
 impl<'a> Port<'a> {
-    fn new(label: &'a str, facts: PortFacts, state: &PortState, totals: &PortTotals) -> Self {
+    fn new(label: &'a str, facts: &PortFacts, state: &PortState, totals: &PortTotals) -> Self {
         let requests =
             |class: &StatusClass| totals.http_requests.iter().map(|counts| counts[class.index()]).sum();
         Self {
@@ -139,6 +179,7 @@ impl<'a> Port<'a> {
                 (true, false) => "up",
                 (false, false) => "down",
             },
+            tls: facts.tls.as_deref().map(Tls::of),
             connections_limit: state.connections_limit(),
             connections_accepted: totals.connections_accepted,
             connections_active: totals.connections_active,
@@ -169,6 +210,12 @@ impl<'a> Port<'a> {
                 &totals.accept_errors,
             ),
             panics: totals.panics,
+            tls_handshakes: Counts::of(
+                TlsHandshake::ALL.iter().map(|kind| kind.label()),
+                &totals.tls_handshakes,
+            ),
+            tls_failures: Counts::of(TlsFailure::ALL.iter().map(|kind| kind.label()), &totals.tls_failures),
+            tls_truncated: totals.tls_truncated,
         }
     }
 }

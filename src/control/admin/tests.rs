@@ -36,7 +36,7 @@ async fn served(token: Option<&str>) -> Served {
     let state = Arc::new(AdminState {
         metrics: Arc::new(metrics),
         phase: phase_seen,
-        ports: vec![PortFacts { number: 80, address: Ipv4Addr::UNSPECIFIED.into() }],
+        ports: vec![PortFacts { number: 80, address: Ipv4Addr::UNSPECIFIED.into(), tls: None }],
         groups: vec![group],
         driver_fallback: OnceLock::new(),
         started_at: Instant::now(),

@@ -66,6 +66,8 @@ closed_set! {
     pub enum BadRequest {
         /// A TLS `ClientHello` on a port without TLS.
         TlsClientHello => "tls_client_hello",
+        /// A request on a port of TLS, without TLS.
+        PlainHttp => "plain_http",
         /// The connection preface of HTTP/2 (RFC 9113 section 3.4).
         Http2Preface => "http2_preface",
         /// A PROXY protocol header on a port that does not expect one.
@@ -251,6 +253,9 @@ impl BadRequest {
         match self {
             Self::TlsClientHello => {
                 "This port speaks plain HTTP, and the client began with TLS: use ws:// or http://."
+            }
+            Self::PlainHttp => {
+                "This port speaks TLS, and the client began with plain HTTP: use wss:// or https://."
             }
             Self::Http2Preface => "This port speaks HTTP/1.1, and the client began with HTTP/2.",
             Self::ProxyHeader => "This port expects no PROXY protocol header, and one came.",

@@ -29,14 +29,14 @@ impl Messages {
         let (lease, mut buffer) = place.resources().pool.as_ref()?.lend()?;
         let mut cancel = Cancel::default();
         if let Some(deadline) = busy_until(&self.keepalive, &place) {
-            self.client.timer.set(deadline);
+            self.client.life.timer.set(deadline);
         }
         let turn = loop {
             let received;
             let client = &mut self.client;
             (received, buffer) = client
                 .stream
-                .receive(buffer, &mut cancel, &client.timer, || busy_until(&self.keepalive, &place))
+                .receive(buffer, &mut cancel, &client.life.timer, || busy_until(&self.keepalive, &place))
                 .await;
             let size = match received {
                 Received::Bytes(size) => size,
@@ -49,9 +49,9 @@ impl Messages {
             if !matches!(turn, Turn::Wait) || size > SMALL_READ_MAX {
                 break turn;
             }
-            if self.client.timer.is_due() {
+            if self.client.life.timer.is_due() {
                 match busy_until(&self.keepalive, &place) {
-                    Some(deadline) => self.client.timer.set(deadline),
+                    Some(deadline) => self.client.life.timer.set(deadline),
                     None => break Turn::Wait,
                 }
             }
@@ -79,10 +79,10 @@ impl Messages {
             has_waited = true;
             if is_late() { None } else { Some(deadline) }
         };
-        let (sent, buffer) = client.stream.send(buffer, in_place.clone(), &client.timer, wait_on).await;
+        let (sent, buffer) = client.stream.send(buffer, in_place.clone(), &client.life.timer, wait_on).await;
         if has_waited {
             // The deadline was the send's; the next look at the clock sets it again.
-            client.timer.set(0);
+            client.life.timer.set(0);
         }
         let turn = match sent {
             Ok(sent) if sent == size => self.send_spill(spill, next),

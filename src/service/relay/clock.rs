@@ -17,8 +17,8 @@ impl Relay {
     /// Does what is due, until the connection is to be cut.
     pub(super) async fn keep_time(&self) {
         while let Some(next) = self.do_what_is_due() {
-            self.client.timer.set(next);
-            self.client.timer.race(std::future::pending::<()>()).await;
+            self.client.life.timer.set(next);
+            self.client.life.timer.race(std::future::pending::<()>()).await;
         }
     }
 
@@ -108,7 +108,7 @@ impl Relay {
 
     /// Lets the clock look at the connection at `tick`, if not before.
     pub(super) fn wake_clock_at(&self, tick: Tick) {
-        let timer = &self.client.timer;
+        let timer = &self.client.life.timer;
         timer.set(timer.deadline().min(tick));
     }
 
@@ -117,7 +117,7 @@ impl Relay {
         let mut keepalive = self.keepalive.get();
         if keepalive.unanswered.is_some() {
             // The deadline was that of a pong; the next look at the clock sets that of the next ping.
-            self.client.timer.set(0);
+            self.client.life.timer.set(0);
         }
         keepalive.hear(self.resources().timers.now());
         self.keepalive.set(keepalive);
