@@ -193,15 +193,24 @@ impl Gateway {
     }
 
     /// Waits until a series has this value.
-    #[expect(clippy::disallowed_methods, reason = "to scrape again is all there is to wait by")]
     fn until(&self, series: &str, expected: u64) {
+        self.until_it(series, |value| value == expected);
+    }
+
+    /// Waits until a series has this value, or more.
+    fn until_at_least(&self, series: &str, expected: u64) {
+        self.until_it(series, |value| value >= expected);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "to scrape again is all there is to wait by")]
+    fn until_it(&self, series: &str, is_expected: impl Fn(u64) -> bool) {
         let deadline = clock::now() + PATIENCE;
         loop {
             let value = self.metric(series);
-            if value == expected {
+            if is_expected(value) {
                 return;
             }
-            assert!(clock::now() < deadline, "{series} is {value} and not {expected}");
+            assert!(clock::now() < deadline, "{series} is {value}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -726,5 +735,82 @@ fn a_relay_passes_on_what_comes_by_tls() {
         close(client);
         gateway.settle();
         echo.join().unwrap();
+    }
+}
+
+#[test]
+fn an_upstream_is_spoken_to_in_tls_where_it_proves_who_it_is() {
+    let authority = Authority::new("upstream");
+    let stranger = Authority::new("upstream-stranger");
+    fs::copy(stranger.directory.join("ca.pem"), authority.directory.join("other.pem")).unwrap();
+    for driver in DRIVERS {
+        let behind = Gateway::start(&authority, driver, CONFIGURATION);
+        let (tls, plain) = (behind.address("tls"), behind.address("plain"));
+        let route = |path: &str, upstream: SocketAddr, tls: &str| {
+            format!(
+                "[[route]]\npath = \"/{path}\"\nservice = \"websocket\"\norigins = \"any\"\nupstreams = [\"wss://{upstream}\"]\n\
+                 upstream_path = \"/echo\"\nupstream_tls = {{ {tls} }}\n"
+            )
+        };
+        let routes = [
+            route("good", tls, "ca = \"ca.pem\", name = \"edge.example\""),
+            "health = { kind = \"websocket\", path = \"/echo\", interval_ms = 100, unhealthy_after = 1 }\n"
+                .to_owned(),
+            route("name", tls, "ca = \"ca.pem\""),
+            route("authority", tls, "ca = \"other.pem\", name = \"edge.example\""),
+            route("plain", plain, "ca = \"ca.pem\", name = \"edge.example\""),
+        ];
+        let gateway = Gateway::start(&authority, driver, &format!("{CONFIGURATION}{}", routes.concat()));
+        let attempts = |path: &str, result: &str| {
+            gateway.metric(&format!("upstream_connects_total{{route=\"/{path}\",result=\"{result}\"}}"))
+        };
+        // In TLS on both sides, and on one.
+        let mut client = gateway.open(&authority.config(rustls::ALL_VERSIONS), "/good");
+        let mut plain_client = gateway.tcp("plain");
+        plain_client.write_all(opening("/good").as_bytes()).unwrap();
+        assert!(head(&mut plain_client).starts_with("HTTP/1.1 101 "));
+        for size in [0, 1, 126, 16_384, 70_000, 3_000_000] {
+            exchange(&mut client, &pattern(size));
+            exchange(&mut plain_client, &pattern(size));
+        }
+        for _ in 0..300 {
+            exchange(&mut client, b"small");
+            exchange(&mut plain_client, b"small");
+        }
+        close(client);
+        assert_eq!(attempts("good", "opened"), 2);
+        for path in ["name", "authority", "plain"] {
+            let mut client = gateway.tls(&authority.config(rustls::ALL_VERSIONS));
+            client.write_all(opening(&format!("/{path}")).as_bytes()).unwrap();
+            assert_eq!(head(&mut client).split(' ').nth(1), Some("502"), "{path}");
+            assert_eq!(attempts(path, "tls_failed"), 1, "{path}");
+        }
+        // The checks go the same way, and were good from the first on.
+        let healthy = format!("upstream_healthy{{route=\"/good\",upstream=\"wss://{tls}\"}}");
+        behind.until_at_least("handshakes_total{port=\"tls\",result=\"accepted\"}", 4);
+        assert_eq!(gateway.metric(&healthy), 1);
+        drop(plain_client);
+        gateway.settle();
+        drop(gateway);
+        behind.settle();
+    }
+}
+
+#[test]
+fn an_upstream_that_says_nothing_is_given_up_in_time() {
+    let authority = Authority::new("upstream-silent");
+    for driver in DRIVERS {
+        let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let route = format!(
+            "[[route]]\npath = \"/silent\"\nservice = \"websocket\"\nupstreams = [\"wss://{}\"]\n\
+             upstream_tls = {{ ca = \"ca.pem\" }}\nupstream_limits = {{ handshake_timeout_ms = 300 }}\n",
+            silent.local_addr().unwrap()
+        );
+        let gateway = Gateway::start(&authority, driver, &format!("{CONFIGURATION}{route}"));
+        let mut client = gateway.tls(&authority.config(rustls::ALL_VERSIONS));
+        client.write_all(opening("/silent").as_bytes()).unwrap();
+        assert_eq!(head(&mut client).split(' ').nth(1), Some("504"));
+        let series = "upstream_connects_total{route=\"/silent\",result=\"handshake_timed_out\"}";
+        assert_eq!(gateway.metric(series), 1);
     }
 }

@@ -121,12 +121,12 @@ impl NamedFile {
     ///
     /// # Errors
     /// The [`CertificateFault`].
-    pub fn authorities(&self) -> Result<RootCertStore, CertificateFault> {
+    pub fn authorities(&self) -> Result<Arc<RootCertStore>, CertificateFault> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {
             roots.add(certificate).map_err(|_| CertificateFault::NotACertificate)?;
         }
-        Ok(roots)
+        Ok(Arc::new(roots))
     }
 }
 

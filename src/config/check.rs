@@ -47,7 +47,7 @@ pub(super) fn check(text: &str, base: &Path) -> Result<(Config, Vec<Warning>), V
     let admin = admin(&mut reader, &root, base);
     let limits = limits_of(&mut reader, &root, &file::LIMITS).apply(Limits::DEFAULT);
     let ports = ports::ports(&mut reader, &root, limits, base);
-    let routes = routes::routes(&mut reader, &root, &ports);
+    let routes = routes::routes(&mut reader, &root, &ports, base);
     let warnings = reader.finish()?;
     let ports = ports.into_iter().map(|port| port.port.expect("a port without faults is whole")).collect();
     let config = Config { gateway, admin, limits, ports, routes, is_built_in: false };

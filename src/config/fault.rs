@@ -135,6 +135,8 @@ pub enum Problem {
     PathTooLong { head_size: usize, limit: usize },
     /// Not an upstream of the route's service.
     BadUpstream { value: String, service: Service, fault: UpstreamFault },
+    /// Not a name that a certificate could be for.
+    BadServerName { value: String },
     /// A prefix where the route's path is one path, or one path where it is a prefix.
     UpstreamPathKind { is_prefix_wanted: bool },
     /// Not a way to choose an upstream.
@@ -195,6 +197,8 @@ pub enum Caution {
     },
     /// A trusted network is that of all addresses.
     EverybodyTrusted,
+    /// No upstream of the route speaks TLS.
+    TlsUnused,
     /// A certificate is not good any more.
     Expired {
         /// Since when.
@@ -267,6 +271,7 @@ impl fmt::Display for Problem {
             Self::BadUpstream { value, service, fault } => {
                 write!(out, "{value:?} is not an upstream of {:?}: {fault}", service.label())
             }
+            Self::BadServerName { value } => write!(out, "no certificate is for {value:?}"),
             Self::UpstreamPathKind { is_prefix_wanted: true } => {
                 write!(out, "the route's path is a prefix, and this is one path")
             }
@@ -387,6 +392,9 @@ impl Problem {
             Self::PathReserved { .. } => "Choose a path outside of /.well-known/ringway/.".into(),
             Self::PathTooLong { .. } => "Shorten it, or raise request_head_size_max of its ports.".into(),
             Self::BadUpstream { service, fault, .. } => upstream_help(*service, *fault).into(),
+            Self::BadServerName { .. } => {
+                "Write the name of a host or an address, such as \"chat.internal\" or \"192.0.2.1\".".into()
+            }
             Self::UpstreamPathKind { is_prefix_wanted: true } => {
                 "Write \"/v2/*\" to put that in place of the route's prefix, or \"/*\" to take it off.".into()
             }
@@ -442,6 +450,7 @@ impl fmt::Display for Caution {
                 write!(out, "it is the [[port]] in line {line}: connections may go round without end")
             }
             Self::EverybodyTrusted => write!(out, "all addresses are trusted, whoever has them"),
+            Self::TlsUnused => write!(out, "no upstream of this route speaks TLS"),
             Self::Expired { not_after } => write!(out, "the certificate has expired: {not_after}"),
             Self::NotYetGood { not_before } => write!(out, "the certificate is not good before {not_before}"),
             Self::KeyOpen { mode } => {
@@ -463,6 +472,7 @@ impl Caution {
             Self::EverybodyTrusted => {
                 "Write the networks of the proxies that stand before Ringway: anybody can claim to be another.".into()
             }
+            Self::TlsUnused => "Write \"wss://\" for those that do, or remove it.".into(),
             Self::Expired { .. } => "Clients refuse it: renew it.".into(),
             Self::NotYetGood { .. } => "Clients refuse it: set the clock, or wait.".into(),
             Self::KeyOpen { .. } => "Run chmod o-r on it: whoever has the key can be this server.".into(),
@@ -495,9 +505,6 @@ fn certificate_help(fault: CertificateFault) -> &'static str {
 /// What to write in place of an upstream.
 fn upstream_help(service: Service, fault: UpstreamFault) -> &'static str {
     match (fault, service) {
-        (UpstreamFault::TlsNotYet, _) => {
-            "Write \"ws://HOST:PORT\", where the upstream can be reached without TLS."
-        }
         (UpstreamFault::NotOnlyAnAddress, Service::WebSocket) => {
             "Write scheme, host and port alone: a path belongs in `upstream_path`, credentials in `request_headers`."
         }

@@ -55,6 +55,7 @@ pub(super) const ROUTE: Schema = Schema {
         "upstreams",
         "upstream_path",
         "upstream_limits",
+        "upstream_tls",
         "balance",
         "health",
         "source_addresses",
@@ -65,6 +66,7 @@ pub(super) const ROUTE: Schema = Schema {
 };
 pub(super) const UPSTREAM_LIMITS: Schema =
     Schema { title: "[route.upstream_limits]", keys: upstream::LIMIT_KEYS };
+pub(super) const UPSTREAM_TLS: Schema = Schema { title: "[route.upstream_tls]", keys: &["ca", "name"] };
 pub(super) const HEALTH: Schema = Schema {
     title: "[route.health]",
     keys: &["kind", "path", "interval_ms", "timeout_ms", "healthy_after", "unhealthy_after"],
@@ -89,6 +91,7 @@ pub(super) const SCHEMAS: &[&Schema] = &[
     &ROUTE,
     &ROUTE_LIMITS,
     &UPSTREAM_LIMITS,
+    &UPSTREAM_TLS,
     &HEALTH,
     &REQUEST_HEADERS,
     &RESPONSE_HEADERS,

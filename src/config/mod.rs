@@ -367,6 +367,7 @@ mod tests {
             let files = authority.good("edge", &["ws.example.com"]);
             std::fs::copy(files.certificate.path, base.join("fullchain.pem")).unwrap();
             std::fs::copy(files.key.path, base.join("privkey.pem")).unwrap();
+            std::fs::copy(authority.directory.join("ca.pem"), base.join("ca.pem")).unwrap();
             Config::from_toml(&text, base).unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"));
         });
         let root: toml::Table = toml::from_str(&text).unwrap();
@@ -393,6 +394,7 @@ mod tests {
                 "[port.proxy_protocol]" => below("port", "proxy_protocol"),
                 "[[route]]" => each("route"),
                 "[route.upstream_limits]" => below("route", "upstream_limits"),
+                "[route.upstream_tls]" => below("route", "upstream_tls"),
                 "[route.health]" => below("route", "health"),
                 "[route.request_headers]" => below("route", "request_headers"),
                 // They are as those of requests.

@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use super::certificate::{CertificateFiles, Version};
 use super::file::Unit;
 use super::limits::{self, Limit, milliseconds};
-use super::upstream::{HealthKind, LIMITS, Relay};
+use super::upstream::{HealthKind, LIMITS, Relay, UpstreamTls};
 use super::{Config, Origins, Port, PortSet, Route, Service, size};
 
 /// See [`Config::to_toml`].
@@ -128,6 +128,10 @@ fn write_relay(out: &mut String, relay: &Relay, service: Service) -> fmt::Result
     writeln!(out, "balance = {}", string(&relay.balance.to_string()))?;
     if !relay.sources.is_empty() {
         writeln!(out, "source_addresses = [{}]", strings(&relay.sources))?;
+    }
+    if let Some(UpstreamTls { ca, name, .. }) = &relay.tls {
+        let name = name.as_ref().map(|name| format!(", name = {}", string(name))).unwrap_or_default();
+        writeln!(out, "upstream_tls = {{ ca = {}{name} }}", string(&ca.name))?;
     }
     if let Some(path) = &relay.upstream_path {
         writeln!(out, "upstream_path = {}", string(&path.to_string()))?;

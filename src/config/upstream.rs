@@ -7,8 +7,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::RootCertStore;
+
+use super::certificate::NamedFile;
 use super::pattern::{HostFault, check_name};
 use super::{PathPattern, Service};
 use crate::protocol::http::list::is_token;
@@ -24,6 +28,8 @@ pub struct Relay {
     pub upstreams: Vec<Upstream>,
     /// Which of them a connection goes to.
     pub balance: Balance,
+    /// Whom those are believed that speak TLS; there where one does.
+    pub tls: Option<UpstreamTls>,
     /// How they are checked without a client; `None` where they are not.
     pub health: Option<Health>,
     /// How much they are asked, and how patiently.
@@ -47,12 +53,33 @@ pub struct Upstream {
     pub name: String,
     /// Where it is.
     pub address: UpstreamAddress,
+    /// Whether it is spoken to in TLS.
+    pub is_tls: bool,
 }
+
+/// `upstream_tls` of a route.
+#[derive(Clone, Debug)]
+pub struct UpstreamTls {
+    /// The file of the authorities whose certificates are believed, in PEM.
+    pub ca: NamedFile,
+    /// What was in it when the configuration was read.
+    pub authorities: Arc<RootCertStore>,
+    /// The name that certificates have to be for; `None` for that of each upstream.
+    pub name: Option<String>,
+}
+
+impl PartialEq for UpstreamTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.ca == other.ca && self.authorities.roots == other.authorities.roots && self.name == other.name
+    }
+}
+
+impl Eq for UpstreamTls {}
 
 impl Upstream {
     /// Parses an upstream of `service`, which is one that relays.
     ///
-    /// For `websocket`: `ws://HOST`, `ws://HOST:PORT` and `ws+unix:///PATH`. For `tcp`: `tcp://HOST:PORT` and
+    /// For `websocket`: `ws://HOST`, `ws://HOST:PORT`, the same with `wss`, and `ws+unix:///PATH`. For `tcp`: `tcp://HOST:PORT` and
     /// `unix:///PATH`. Of the slashes before an absolute path two may be left out.
     ///
     /// # Errors
@@ -61,7 +88,7 @@ impl Upstream {
         let (scheme, rest) = text.split_once(':').unwrap_or_default();
         let authority = rest.strip_prefix("//");
         let address = match (service, scheme, authority) {
-            (Service::WebSocket, "wss" | "https", Some(_)) => return Err(UpstreamFault::TlsNotYet),
+            (Service::WebSocket, "wss", Some(authority)) => socket(authority, Some(443))?,
             (Service::WebSocket, "ws", Some(authority)) => socket(authority, Some(80))?,
             (Service::Tcp, "tcp", Some(authority)) => socket(authority, None)?,
             (Service::WebSocket, "ws+unix", path) | (Service::Tcp, "unix", path) => {
@@ -69,7 +96,16 @@ impl Upstream {
             }
             _ => return Err(UpstreamFault::Scheme),
         };
-        Ok(Self { name: text.to_owned(), address })
+        Ok(Self { name: text.to_owned(), address, is_tls: scheme == "wss" })
+    }
+
+    /// The name that its certificate has to be for, unless another one was written.
+    pub fn host(&self) -> String {
+        match &self.address {
+            UpstreamAddress::Socket(address) => address.ip().to_string(),
+            UpstreamAddress::Name { host, .. } => host.trim_end_matches('.').to_owned(),
+            UpstreamAddress::Unix(_) => "localhost".to_owned(),
+        }
     }
 }
 
@@ -78,8 +114,6 @@ impl Upstream {
 pub enum UpstreamFault {
     /// It begins with no scheme that its service speaks.
     Scheme,
-    /// It asks for TLS, which this version does not speak to upstreams.
-    TlsNotYet,
     /// It has a path, a query, a fragment or userinfo.
     NotOnlyAnAddress,
     /// Its host is none.
@@ -96,7 +130,6 @@ impl fmt::Display for UpstreamFault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Scheme => "it does not begin with a scheme of its service",
-            Self::TlsNotYet => "this version speaks no TLS to upstreams yet",
             Self::NotOnlyAnAddress => "there is more than an address in it",
             Self::Host(fault) => return write!(formatter, "of its host, {fault}"),
             Self::PortMissing => "it has no port",
@@ -289,6 +322,8 @@ mod tests {
             (Service::WebSocket, "ws://[::ffff:127.0.0.1]:81", socket("127.0.0.1:81")),
             (Service::WebSocket, "ws://App_1.Example.com:65535", name("app_1.example.com", 65_535)),
             (Service::WebSocket, "ws://app", name("app", 80)),
+            (Service::WebSocket, "wss://app", name("app", 443)),
+            (Service::WebSocket, "wss://[::1]:9001", socket("[::1]:9001")),
             (Service::WebSocket, "ws+unix:///run/app.sock", unix("/run/app.sock")),
             (Service::Tcp, "tcp://redis:6379", name("redis", 6379)),
             (Service::Tcp, "tcp://192.0.2.1:22", socket("192.0.2.1:22")),
@@ -296,7 +331,8 @@ mod tests {
             (Service::Tcp, "unix:/run/redis.sock", unix("/run/redis.sock")),
         ] {
             let upstream = Upstream::parse(service, text).unwrap_or_else(|fault| panic!("{text}: {fault}"));
-            assert_eq!(upstream, Upstream { name: text.to_owned(), address: expected });
+            let is_tls = text.starts_with("wss");
+            assert_eq!(upstream, Upstream { name: text.to_owned(), address: expected, is_tls });
         }
     }
 
@@ -310,8 +346,9 @@ mod tests {
             (Service::WebSocket, "http://app", UpstreamFault::Scheme),
             (Service::WebSocket, "tcp://app:1", UpstreamFault::Scheme),
             (Service::WebSocket, "unix:///run/app.sock", UpstreamFault::Scheme),
-            (Service::WebSocket, "wss://app", UpstreamFault::TlsNotYet),
-            (Service::WebSocket, "https://app", UpstreamFault::TlsNotYet),
+            (Service::WebSocket, "https://app", UpstreamFault::Scheme),
+            (Service::WebSocket, "wss+unix:///run/app.sock", UpstreamFault::Scheme),
+            (Service::WebSocket, "wss://app/chat", UpstreamFault::NotOnlyAnAddress),
             (Service::WebSocket, "ws://app/", UpstreamFault::NotOnlyAnAddress),
             (Service::WebSocket, "ws://app:1/chat", UpstreamFault::NotOnlyAnAddress),
             (Service::WebSocket, "ws://app?x", UpstreamFault::NotOnlyAnAddress),

@@ -16,6 +16,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
 
 use crate::config::upstream::{Health, HealthKind};
 use crate::metrics::VERSION;
@@ -66,6 +67,8 @@ enum CheckFault {
     TimedOut,
     /// It could not connect.
     Connect(io::Error),
+    /// The TLS handshake failed.
+    Tls(io::Error),
     /// The connection broke before the answer.
     Broken(io::Error),
     /// The upstream ended the connection before the answer.
@@ -102,6 +105,7 @@ impl fmt::Display for CheckFault {
         match self {
             Self::TimedOut => formatter.write_str("the check did not end in time"),
             Self::Connect(error) => write!(formatter, "connecting failed: {error}"),
+            Self::Tls(error) => write!(formatter, "TLS failed: {error}"),
             Self::Broken(error) => write!(formatter, "the connection broke: {error}"),
             Self::Ended => formatter.write_str("it ended the connection without an answer"),
             Self::Status(status) => write!(formatter, "it answered {status}"),
@@ -230,13 +234,24 @@ async fn check_address(
 ) -> Result<(), CheckFault> {
     match address {
         Address::Socket(socket) => {
+            let upstream = &group.upstreams()[index];
             let stream = connect_from(group.source(index, *socket), *socket).await;
-            let host = match group.upstreams()[index].host() {
-                Some((host, 80)) => host.to_owned(),
+            let stream = stream.map_err(CheckFault::Connect)?;
+            let usual_port = if upstream.tls().is_some() { 443 } else { 80 };
+            let host = match upstream.host() {
+                Some((host, port)) if port == usual_port => host.to_owned(),
                 Some((host, port)) => format!("{host}:{port}"),
                 None => socket.to_string(),
             };
-            check_stream(stream.map_err(CheckFault::Connect)?, &host, kind, place).await
+            match upstream.tls() {
+                // Whoever connects does not ask for more.
+                Some((settings, name)) if *kind != HealthKind::Tcp => {
+                    let connector = TlsConnector::from(settings.config());
+                    let stream = connector.connect(name.clone(), stream).await.map_err(CheckFault::Tls)?;
+                    check_stream(stream, &host, kind, place).await
+                }
+                _ => check_stream(stream, &host, kind, place).await,
+            }
         }
         Address::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(CheckFault::Connect)?;

@@ -143,6 +143,8 @@ closed_set! {
         TimedOut => "timed_out",
         /// The upstream was silent, or not done, when the handshake timeout passed.
         HandshakeTimedOut => "handshake_timed_out",
+        /// The upstream did not prove to be who it should be, or TLS failed for another reason.
+        TlsFailed => "tls_failed",
         /// The upstream ended or reset the connection before it had answered.
         Reset => "reset",
         /// The upstream's answer broke a rule of HTTP or of the handshake.
@@ -195,6 +197,7 @@ impl ConnectResult {
             | Self::Unreachable
             | Self::TimedOut
             | Self::HandshakeTimedOut
+            | Self::TlsFailed
             | Self::Reset
             | Self::BadHandshake => true,
             Self::Opened

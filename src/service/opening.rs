@@ -149,7 +149,8 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
     let give_up_at = timers.now().saturating_add(connect_timeout.saturating_mul(2));
     let mut tried = Tried::default();
     let mut latest = None;
-    let (attempt, stream, began) = loop {
+    let limits = &upstreams.relay.limits;
+    let (attempt, stream, began, until) = loop {
         let mut attempt = match upstreams.group.choose(asking.hash, &mut tried, clock::monotonic_ms()) {
             Ok(attempt) => attempt,
             Err(unavailable) => {
@@ -160,8 +161,16 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
             }
         };
         let began = clock::now();
-        match connect(client, &attempt, connect_timeout).await {
-            Ok(stream) => break (attempt, stream, began),
+        let connected = match connect(client, &attempt, connect_timeout).await {
+            Ok(stream) => {
+                let until = Until::deadline(timers.after(ticks(limits.handshake_timeout)));
+                let shaken = shake_hands(client, &attempt, stream, until).await;
+                shaken.map(|stream| (stream, until))
+            }
+            Err(fault) => Err(fault),
+        };
+        match connected {
+            Ok((stream, until)) => break (attempt, stream, began, until),
             Err(Fault::Interrupted(interruption)) => {
                 upstreams.cells.connect(ConnectResult::Abandoned);
                 return Outcome::Abandoned(interruption);
@@ -184,7 +193,7 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
         Question::Nothing { answer } => {
             Ok(Answered::Accepted { answer, content: Content::Bytes, early: Vec::new() })
         }
-        Question::Head { request, offer } => ask(client, upstreams, &stream, &request, &offer).await,
+        Question::Head { request, offer } => ask(client, upstreams, &stream, (&request, &offer), until).await,
     };
     match answered {
         Ok(Answered::Accepted { answer, content, early }) => {
@@ -299,16 +308,48 @@ async fn connect(client: &Client, attempt: &Attempt, timeout: Tick) -> Result<St
     }
 }
 
+/// Does the TLS handshake with an upstream that speaks TLS. Nothing of a request has been sent until then, so where it
+/// fails another upstream may be tried.
+async fn shake_hands(
+    client: &Client,
+    attempt: &Attempt,
+    mut stream: Stream,
+    until: Until,
+) -> Result<Stream, Fault> {
+    let Some((settings, name)) = attempt.upstream().tls() else { return Ok(stream) };
+    let resources = client.resources();
+    stream.begin_tls_to(settings, name, &resources.sealed);
+    loop {
+        let received = stream.receive_now(&mut resources.scratch.lend());
+        match received {
+            Received::Nothing if !stream.is_handshaking() => return Ok(stream),
+            Received::Nothing => {}
+            // Nothing was asked yet.
+            Received::Bytes(_) => return Err(Fault::Failed(ConnectResult::BadHandshake)),
+            Received::End | Received::Reset => {
+                let Some(fault) = stream.tls_fault() else {
+                    return Err(Fault::Failed(ConnectResult::Reset));
+                };
+                attempt.note_tls_fault(fault);
+                return Err(Fault::Failed(ConnectResult::TlsFailed));
+            }
+        }
+        if stream.wants_room() {
+            wait_for(client, until, stream.writable()).await?;
+        } else {
+            wait_for(client, until, stream.readable()).await?;
+        }
+    }
+}
+
 /// Passes the client's opening handshake on, and judges the response.
 async fn ask(
     client: &Client,
     upstreams: &Upstreams,
     stream: &Stream,
-    request: &[u8],
-    offer: &Offer,
+    (request, offer): (&[u8], &Offer),
+    until: Until,
 ) -> Result<Answered, Fault> {
-    let timeout = ticks(upstreams.relay.limits.handshake_timeout);
-    let until = Until::deadline(client.resources().timers.after(timeout));
     send(client, stream, request, until).await?;
     let mut received = Vec::new();
     let mut interim_count = 0;

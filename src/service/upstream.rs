@@ -18,6 +18,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::config::upstream::{Balance, Relay, UpstreamAddress};
 use crate::metrics::{ConnectResult, Load, Standing, UpstreamState};
+use crate::net::tls::{ClientSettings, ServerName};
 
 use self::whereabouts::Whereabouts;
 
@@ -106,10 +107,17 @@ impl Group {
         states: impl IntoIterator<Item = Arc<UpstreamState>>,
     ) -> Arc<Self> {
         let limits = &relay.limits;
+        let tls = relay.tls.as_ref();
+        let tls = tls.map(|tls| (ClientSettings::new(tls.authorities.clone()), tls.name.clone()));
         let mut states = states.into_iter();
         let upstreams = relay.upstreams.iter().map(|upstream| {
             let state = states.next().expect("each upstream has a state");
-            Upstream::new(&upstream.name, &upstream.address, state)
+            let tls = tls.as_ref().filter(|_| upstream.is_tls).map(|(settings, name)| {
+                let name = name.clone().unwrap_or_else(|| upstream.host());
+                let name = ServerName::try_from(name).expect("the configuration holds names of hosts");
+                (settings.clone(), name)
+            });
+            Upstream::new(&upstream.name, &upstream.address, tls, state)
         });
         let max = |limit: Option<NonZeroU32>| limit.map_or(u32::MAX, NonZeroU32::get);
         Arc::new(Self {
@@ -386,6 +394,8 @@ pub struct Upstream {
     name: String,
     state: Arc<UpstreamState>,
     whereabouts: Whereabouts,
+    /// What is believed of it, and the name that its certificate has to be for; `None` where it speaks no TLS.
+    tls: Option<(ClientSettings, ServerName<'static>)>,
     /// The hash of its name.
     seed: u64,
     /// When it became healthy, and its slow start began; 0 where it always was.
@@ -395,23 +405,32 @@ pub struct Upstream {
     next_source: AtomicU32,
     /// The [`ConnectResult`] of the latest failure of a client's connection, by its index.
     latest_failure: AtomicU8,
+    /// Why TLS failed the latest time that it did, in words.
+    tls_fault: ArcSwapOption<String>,
     check_fault: ArcSwapOption<String>,
     lookup_fault: ArcSwapOption<String>,
 }
 
 impl Upstream {
-    fn new(name: &str, address: &UpstreamAddress, state: Arc<UpstreamState>) -> Self {
+    fn new(
+        name: &str,
+        address: &UpstreamAddress,
+        tls: Option<(ClientSettings, ServerName<'static>)>,
+        state: Arc<UpstreamState>,
+    ) -> Self {
         let whereabouts = Whereabouts::new(address);
         state.set_has_address(!matches!(whereabouts, Whereabouts::Name { .. }));
         Self {
             name: name.to_owned(),
             state,
             whereabouts,
+            tls,
             seed: sticky_hash(name.as_bytes()),
             healthy_since_ms: AtomicU64::new(0),
             earned: AtomicU32::new(0),
             next_source: AtomicU32::new(0),
             latest_failure: AtomicU8::new(0),
+            tls_fault: ArcSwapOption::empty(),
             check_fault: ArcSwapOption::empty(),
             lookup_fault: ArcSwapOption::empty(),
         }
@@ -430,6 +449,11 @@ impl Upstream {
     /// Where it is, as far as that is known.
     pub fn addresses(&self) -> Vec<Address> {
         self.whereabouts.all()
+    }
+
+    /// What is believed of it, and the name that its certificate has to be for; `None` where it speaks no TLS.
+    pub fn tls(&self) -> Option<&(ClientSettings, ServerName<'static>)> {
+        self.tls.as_ref()
     }
 
     /// The name and port to resolve, where it is known by a name.
@@ -452,6 +476,10 @@ impl Upstream {
             return Some(text(&self.check_fault).unwrap_or_else(|| "its checks fail".to_owned()));
         }
         let latest = ConnectResult::ALL[usize::from(self.latest_failure.load(Ordering::Relaxed))];
+        let latest = match text(&self.tls_fault).filter(|_| latest == ConnectResult::TlsFailed) {
+            Some(fault) => format!("{latest}, {fault}"),
+            None => latest.to_string(),
+        };
         match self.state.standing() {
             Standing::Used { .. } => None,
             Standing::Ejected { .. } => Some(format!("connections failed, the latest: {latest}")),

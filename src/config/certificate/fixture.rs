@@ -1,6 +1,7 @@
 //! Certificates for tests: an authority of the test's own, and what it signs, in files of the test's own.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SignatureAlgorithm, date_time_ymd};
 use rustls::RootCertStore;
@@ -64,7 +65,7 @@ impl Authority {
     }
 
     /// What a client believes that knows this authority alone.
-    pub(crate) fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
         NamedFile::new("ca.pem", &self.directory).authorities().unwrap()
     }
 }

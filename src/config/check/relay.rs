@@ -2,14 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+
+use super::super::certificate::NamedFile;
 use super::super::fault::{Caution, Problem};
 use super::super::file::{self, Bounds, Item, Reader, Schema, Section, Unit};
 use super::super::limits::TIMEOUT;
 use super::super::upstream::{
     Balance, FieldFault, HeaderEdits, Health, HealthKind, LIMITS, Relay, Upstream, UpstreamAddress,
-    UpstreamLimits, is_value,
+    UpstreamLimits, UpstreamTls, is_value,
 };
 use super::super::{PathPattern, Port, Service};
 use super::list;
@@ -22,6 +26,7 @@ pub(super) const KEYS: &[&str] = &[
     "upstreams",
     "upstream_path",
     "upstream_limits",
+    "upstream_tls",
     "balance",
     "health",
     "source_addresses",
@@ -30,8 +35,9 @@ pub(super) const KEYS: &[&str] = &[
     "trusted",
 ];
 
-/// The keys of a route that mean nothing where no request goes to the upstream.
-pub(super) const REQUEST_KEYS: &[&str] = &["upstream_path", "request_headers", "response_headers"];
+/// The keys of a route that mean nothing where no request goes to the upstream, nor TLS.
+pub(super) const REQUEST_KEYS: &[&str] =
+    &["upstream_path", "upstream_tls", "request_headers", "response_headers"];
 
 const UPSTREAM_COUNT_MAX: usize = 256;
 
@@ -53,10 +59,15 @@ pub(super) fn relay<'t>(
     service: Service,
     route_path: Option<&PathPattern>,
     ports: &[WrittenPort],
+    base: &Path,
 ) -> Option<Relay> {
     let upstreams = match section.get("upstreams") {
         Some(item) => upstreams(reader, &item, service, ports),
         None => reader.missing(section, "upstreams", example(service)),
+    };
+    let tls = match &upstreams {
+        Some(upstreams) if service == Service::WebSocket => tls(reader, section, upstreams, base),
+        _ => Some(None),
     };
     let balance = match section.get("balance") {
         Some(item) => balance(reader, &item),
@@ -81,6 +92,7 @@ pub(super) fn relay<'t>(
     let response_headers = headers("response_headers", &file::RESPONSE_HEADERS);
     Some(Relay {
         upstreams: upstreams?,
+        tls: tls?,
         balance: balance?,
         health: match health {
             Some(health) => Some(health?),
@@ -163,6 +175,49 @@ fn leads_to(address: &UpstreamAddress, port: &Port) -> bool {
         Some(address) => address == ip,
     };
     is_heard && number == port.number
+}
+
+/// What a route says of TLS to its upstreams, whose file begins at `base`. No authority is believed unless it was written:
+/// whoever speaks for an upstream sees what all its clients send.
+#[expect(clippy::option_option, reason = "there may be none, or a fault in it")]
+fn tls<'t>(
+    reader: &mut Reader<'t>,
+    route: &Section<'t>,
+    upstreams: &[Upstream],
+    base: &Path,
+) -> Option<Option<UpstreamTls>> {
+    let is_spoken = upstreams.iter().any(|upstream| upstream.is_tls);
+    let Some(section) = reader.section(route, "upstream_tls", &file::UPSTREAM_TLS) else {
+        return match (is_spoken, route.get("upstream_tls")) {
+            (true, None) => reader.missing(route, "upstream_tls", "upstream_tls = { ca = \"ca.pem\" }"),
+            (false, None) => Some(None),
+            (_, Some(_)) => None,
+        };
+    };
+    if !is_spoken {
+        let item = route.get("upstream_tls").expect("it has been read");
+        reader.warn(&item, Caution::TlsUnused);
+    }
+    let name = section.get("name").map(|item| {
+        let value = reader.string(&item)?.to_owned();
+        match ServerName::try_from(value.clone()) {
+            Ok(_) => Some(value),
+            Err(_) => reader.fault(&item, Problem::BadServerName { value }),
+        }
+    });
+    let Some(item) = section.get("ca") else {
+        return reader.missing(&section, "ca", "ca = \"ca.pem\"");
+    };
+    let ca = NamedFile::new(reader.string(&item)?, base);
+    let authorities = match ca.authorities() {
+        Ok(authorities) => authorities,
+        Err(fault) => return reader.fault(&item, Problem::Certificate { name: ca.name, fault }),
+    };
+    let name = match name {
+        Some(name) => Some(name?),
+        None => None,
+    };
+    Some(Some(UpstreamTls { ca, authorities, name }))
 }
 
 fn balance<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Balance> {

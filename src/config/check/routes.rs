@@ -1,5 +1,7 @@
 //! The `[[route]]` tables of a file.
 
+use std::path::Path;
+
 use super::super::fault::Problem;
 use super::super::file::{self, Item, Reader, Section};
 use super::super::pattern::{HostPattern, PathPattern, PortSet};
@@ -27,13 +29,18 @@ const SMALLEST_REQUEST: &str = "GET  HTTP/1.0\r\n\r\n";
 const SMALLEST_OPENING: &str = "GET  HTTP/1.1\r\nHost:\r\nUpgrade:websocket\r\nConnection:upgrade\r\n\
                                 Sec-WebSocket-Version:13\r\nSec-WebSocket-Key:AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
 
-/// The routes of the file.
-pub(super) fn routes<'t>(reader: &mut Reader<'t>, root: &Section<'t>, ports: &[WrittenPort]) -> Vec<Route> {
+/// The routes of the file, whose paths begin at `base`.
+pub(super) fn routes<'t>(
+    reader: &mut Reader<'t>,
+    root: &Section<'t>,
+    ports: &[WrittenPort],
+    base: &Path,
+) -> Vec<Route> {
     let sections = TABLES.read(reader, root);
     // The routes so far, and the line of each.
     let mut routes: Vec<(usize, Route)> = Vec::with_capacity(sections.len());
     for section in &sections {
-        if let Some(route) = route(reader, section, ports, &routes) {
+        if let Some(route) = route(reader, section, ports, base, &routes) {
             routes.push((reader.line(&section.span), route));
         }
     }
@@ -44,6 +51,7 @@ fn route<'t>(
     reader: &mut Reader<'t>,
     section: &Section<'t>,
     ports: &[WrittenPort],
+    base: &Path,
     earlier: &[(usize, Route)],
 ) -> Option<Route> {
     let overrides = limits_of(reader, section, &file::ROUTE_LIMITS);
@@ -93,7 +101,7 @@ fn route<'t>(
     }
     let (relay, trusted) = match service {
         Some(service) if service.is_relay() => {
-            let relay = relay::relay(reader, section, service, path.as_ref(), ports);
+            let relay = relay::relay(reader, section, service, path.as_ref(), ports, base);
             let trusted = section.get("trusted").map(|item| networks(reader, &item));
             (Some(relay), trusted.unwrap_or_else(|| Some(Vec::new())))
         }

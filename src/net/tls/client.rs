@@ -12,7 +12,7 @@ pub struct ClientSettings {
 
 impl ClientSettings {
     /// A client that believes certificates of these authorities, and speaks HTTP/1.1.
-    pub fn new(roots: RootCertStore) -> Self {
+    pub fn new(roots: Arc<RootCertStore>) -> Self {
         let mut config = ClientConfig::builder_with_provider(super::provider())
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for both versions")

@@ -83,6 +83,11 @@ impl Attempt {
         self.is_last = true;
     }
 
+    /// Takes in why TLS failed, in words; [`Self::failed`] follows.
+    pub fn note_tls_fault(&self, fault: String) {
+        self.upstream().tls_fault.store(Some(Arc::new(fault)));
+    }
+
     /// The attempt for this client has failed. Where that is the upstream's fault and no other address of it is left to
     /// try, it counts towards ejection, and a trial is failed.
     ///

@@ -7,9 +7,11 @@ use crate::metrics::UpstreamState;
 
 /// A relay that takes upstreams in turn, checks none and sets no limit.
 pub(crate) fn relay(addresses: impl IntoIterator<Item = UpstreamAddress>) -> Relay {
-    let upstreams = addresses.into_iter().map(|address| Upstream { name: address.to_string(), address });
+    let upstreams =
+        addresses.into_iter().map(|address| Upstream { name: address.to_string(), address, is_tls: false });
     Relay {
         upstreams: upstreams.collect(),
+        tls: None,
         balance: Balance::RoundRobin,
         health: None,
         limits: UpstreamLimits::DEFAULT,

@@ -45,7 +45,7 @@ const CASES: &[(&str, &str, &str)] = &[
     (
         UPSTREAMS,
         "[\"wss://app\"]\n",
-        r#"4:14: route[0].upstreams[0]: "wss://app" is not an upstream of "websocket": this version speaks no TLS to upstreams yet. Write "ws://HOST:PORT", where the upstream can be reached without TLS."#,
+        r#"1:1: route[0].upstream_tls: it is missing. Write, for example, upstream_tls = { ca = "ca.pem" }."#,
     ),
     (
         UPSTREAMS,

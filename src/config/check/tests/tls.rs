@@ -92,3 +92,64 @@ fn what_clients_refuse_and_a_key_for_everybody_is_warned_of() {
         ]
     );
 }
+
+#[test]
+fn an_upstream_in_tls_is_believed_by_an_authority_that_is_written() {
+    let authority = Authority::new("check-upstream-tls");
+    let route = |upstream: &str, tls: &str| {
+        format!(
+            "[[port]]\nnumber = 80\n[[route]]\npath = \"/\"\nservice = \"websocket\"\nupstreams = [\"{upstream}\"]\n{tls}\n"
+        )
+    };
+    for (tls, name) in [
+        ("upstream_tls = { ca = \"ca.pem\" }", None),
+        ("upstream_tls = { ca = \"ca.pem\", name = \"192.0.2.1\" }", Some("192.0.2.1")),
+    ] {
+        let (config, warnings) =
+            Config::from_toml(&route("wss://app.example", tls), &authority.directory).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let relay = config.routes[0].relay.as_ref().unwrap();
+        let found = relay.tls.as_ref().unwrap();
+        assert_eq!((found.name.as_deref(), found.authorities.len()), (name, 1));
+        assert_eq!(relay.upstreams[0].host(), "app.example");
+        let shown = config.to_toml();
+        let (again, _) = Config::from_toml(&shown, &authority.directory)
+            .unwrap_or_else(|faults| panic!("{faults:?} in\n{shown}"));
+        assert_eq!(format!("{again:?}"), format!("{config:?}"), "{shown}");
+    }
+    for (upstream, tls, expected) in [
+        (
+            "wss://app",
+            "",
+            "route[0].upstream_tls: it is missing. Write, for example, upstream_tls = { ca = \"ca.pem\" }.",
+        ),
+        (
+            "wss://app",
+            "upstream_tls = { name = \"app\" }",
+            "route[0].upstream_tls.ca: it is missing. Write, for example, ca = \"ca.pem\".",
+        ),
+        (
+            "wss://app",
+            "upstream_tls = { ca = \"ca.pem\", name = \"a b\" }",
+            "route[0].upstream_tls.name: no certificate is for \"a b\". \
+             Write the name of a host or an address, such as \"chat.internal\" or \"192.0.2.1\".",
+        ),
+        (
+            "wss://app",
+            "upstream_tls = { ca = \"none.pem\" }",
+            "route[0].upstream_tls.ca: \"none.pem\": the file cannot be read: entity not found. \
+             Write the path of a file that the gateway may read, from the directory of this file on.",
+        ),
+    ] {
+        let faults = Config::from_toml(&route(upstream, tls), &authority.directory).unwrap_err();
+        let told: Vec<String> = faults
+            .iter()
+            .map(|fault| format!("{}: {}. {}", fault.key, fault.problem, fault.problem.help()))
+            .collect();
+        assert_eq!(told, [expected]);
+    }
+    let unused = route("ws://app", "upstream_tls = { ca = \"ca.pem\" }");
+    let (_, warnings) = Config::from_toml(&unused, &authority.directory).unwrap();
+    let told: Vec<_> = warnings.iter().map(|warning| warning.caution.to_string()).collect();
+    assert_eq!(told, ["no upstream of this route speaks TLS"]);
+}
