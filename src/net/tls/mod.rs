@@ -159,9 +159,8 @@ impl Session {
         if let Some(over) = self.over {
             return over;
         }
-        if self.flush(socket).is_err() {
-            return self.lose();
-        }
+        // Who can be sent nothing more may have said something before.
+        let _ = self.flush(socket);
         let sealed = Rc::clone(&self.sealed);
         let mut sealed = sealed.lend();
         let size_max = sealed.len().min(buffer.len());
@@ -179,9 +178,10 @@ impl Session {
         };
         sealed[..held].copy_from_slice(&self.carried);
         let carried_max = match &self.side {
-            // What comes before the handshake is done is bounded, like a request's head. Only servers say more.
+            // What comes before the handshake is done is bounded, like a request's head. Only servers say more, and what
+            // is kept leaves room for a record in the next buffer.
             Side::Server(_) => RECORD_SIZE_MAX,
-            Side::Client(_) => size_max,
+            Side::Client(_) => (size_max - RECORD_SIZE_MAX).max(RECORD_SIZE_MAX),
         };
         let (plaintext_size, step) = self.process(&mut sealed[..held + size], buffer, carried_max);
         drop(sealed);
@@ -198,9 +198,7 @@ impl Session {
             Step::Again | Step::Blocked | Step::Ready => None,
         };
         self.over = end;
-        if self.flush(socket).is_err() && self.over.is_none() {
-            self.lose();
-        }
+        let _ = self.flush(socket);
         match (plaintext_size, self.over) {
             (0, None) if is_first => self.receive(socket, buffer),
             (0, None) => Received::Nothing,
@@ -272,12 +270,19 @@ impl Session {
         Ok(taken)
     }
 
-    /// Sends what is left of earlier records, as far as the socket has room.
+    /// Sends what is left of earlier records, as far as the socket has room. Where it cannot be sent it is forgotten.
     fn flush(&mut self, socket: BorrowedFd<'_>) -> Result<(), Gone> {
         if self.unsent.is_empty() {
             return Ok(());
         }
-        let sent = socket::send(socket, &self.unsent)?;
+        let sent = match socket::send(socket, &self.unsent) {
+            Ok(sent) => sent,
+            Err(Gone) => {
+                self.unsent = Vec::new();
+                self.is_finished = true;
+                return Err(Gone);
+            }
+        };
         if sent == self.unsent.len() {
             self.unsent = Vec::new();
         } else {

@@ -255,6 +255,28 @@ fn an_end_is_an_end_only_with_the_alert_that_closes() {
 }
 
 #[test]
+fn what_a_peer_said_before_it_went_is_received_though_nothing_can_be_sent() {
+    let authority = Authority::new("tls-gone");
+    let settings = settings(&[authority.certificate("edge", &["edge.example"])]);
+    let mut pair = Pair::open(&settings, client(&authority, "edge.example"));
+    // So much that some of it is kept.
+    let much = pattern(1_000_000);
+    let mut taken = 0;
+    while let Ok(count @ 1..) = pair.send(&much[taken..]) {
+        taken += count;
+    }
+    assert!(pair.session.wants_room());
+    pair.client.writer().write_all(b"goodbye").unwrap();
+    pair.client.send_close_notify();
+    pair.client_sends();
+    pair.client_socket.shutdown(std::net::Shutdown::Read).unwrap();
+    assert_eq!(pair.receive(), Received::End);
+    assert_eq!(pair.received, b"goodbye");
+    assert_eq!(pair.send(&much[taken..]), Err(Gone));
+    assert!(!pair.session.wants_room());
+}
+
+#[test]
 fn we_close_with_an_alert() {
     let authority = Authority::new("tls-finish");
     let settings = settings(&[authority.certificate("edge", &["edge.example"])]);
@@ -348,6 +370,7 @@ fn what_breaks_a_rule_is_told_by_an_alert_and_by_its_kind() {
     let mut pair = Pair::new(&settings, client(&authority, "edge.example"));
     pair.client_sends();
     pair.client_socket.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(pair.receive(), Received::Nothing, "the hello, whose answer cannot be sent");
     assert_eq!(pair.receive(), Received::Reset);
     assert_eq!(pair.session.failure(), Some(TlsFailure::Closed));
 }
