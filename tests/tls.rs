@@ -757,7 +757,6 @@ fn an_upstream_is_spoken_to_in_tls_where_it_proves_who_it_is() {
             "health = { kind = \"websocket\", path = \"/echo\", interval_ms = 100, unhealthy_after = 1 }\n"
                 .to_owned(),
             route("name", tls, "ca = \"ca.pem\""),
-            "upstream_limits = { eject_after = 1 }\n".to_owned(),
             route("authority", tls, "ca = \"other.pem\", name = \"edge.example\""),
             route("plain", plain, "ca = \"ca.pem\", name = \"edge.example\""),
         ];
@@ -788,8 +787,8 @@ fn an_upstream_is_spoken_to_in_tls_where_it_proves_who_it_is() {
         }
         let status: serde_json::Value = serde_json::from_str(&gateway.get("/api/v1/status")).unwrap();
         let upstreams = status["upstreams"].as_array().unwrap();
-        let ejected = upstreams.iter().find(|upstream| upstream["route"] == "/name").unwrap();
-        let fault = ejected["fault"].as_str().unwrap();
+        let stranger = upstreams.iter().find(|upstream| upstream["route"] == "/name").unwrap();
+        let fault = stranger["fault"].as_str().unwrap();
         assert!(fault.contains("tls_failed, invalid peer certificate"), "{fault}");
         // The checks go the same way, and were good from the first on.
         let healthy = format!("upstream_healthy{{route=\"/good\",upstream=\"wss://{tls}\"}}");

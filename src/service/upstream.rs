@@ -464,7 +464,8 @@ impl Upstream {
         }
     }
 
-    /// Why it gets no connections; `None` where it does.
+    /// What is wrong with it: why it gets no connections, or why the latest of those that it gets failed; `None` where
+    /// that is not known to be so.
     pub fn fault(&self) -> Option<String> {
         let text = |fault: &ArcSwapOption<String>| fault.load().as_deref().cloned();
         if !self.state.has_address() {
@@ -481,7 +482,8 @@ impl Upstream {
             None => latest.to_string(),
         };
         match self.state.standing() {
-            Standing::Used { .. } => None,
+            Standing::Used { failures: 0, .. } => None,
+            Standing::Used { .. } => Some(format!("the latest connection failed: {latest}")),
             Standing::Ejected { .. } => Some(format!("connections failed, the latest: {latest}")),
             Standing::OnTrial => Some(format!("one connection tries it again; the one before: {latest}")),
         }

@@ -228,7 +228,7 @@ struct Upstream<'a> {
     /// Those of its name at present, or the one that was written.
     addresses: Vec<String>,
     healthy: bool,
-    /// Why not, in words.
+    /// Why not, or why its latest connection failed, in words.
     fault: Option<String>,
     ejected: bool,
     ejections: u64,

@@ -287,6 +287,11 @@ async fn the_status_tells_which_upstreams_are_used_and_why_others_are_not() {
     );
     let client = Ipv4Addr::LOCALHOST.into();
     attempt.failed(ConnectResult::Refused, client, 0);
+    let used = &upstreams().await[0];
+    assert_eq!(
+        (&used["healthy"], &used["fault"]),
+        (&true.into(), &"the latest connection failed: refused".into())
+    );
     // Another has to be in use for one to be ejected.
     group.set_addresses(1, &["127.0.0.1:9002".parse().unwrap()], 0);
     while group.upstreams()[0].state().is_healthy() {

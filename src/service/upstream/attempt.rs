@@ -1,6 +1,7 @@
 //! A client's connection to an upstream, as the upstream's books have it: an attempt at first, then a lease.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -112,10 +113,10 @@ impl Attempt {
             upstream.state.fail_trial(until_ms);
             return;
         }
-        let Some(eject_after) = group.eject_after else { return };
         let network = result.may_be_the_requests_fault().then(|| client_network(client));
-        let may_eject = group.uses_another(lease.index);
-        if upstream.state.fail(network, eject_after.get(), until_ms, may_eject) {
+        let eject_after = group.eject_after.map_or(u32::MAX, NonZeroU32::get);
+        let may_eject = group.eject_after.is_some() && group.uses_another(lease.index);
+        if upstream.state.fail(network, eject_after, until_ms, may_eject) {
             tracing::warn!(
                 route = group.route,
                 upstream = upstream.name,
