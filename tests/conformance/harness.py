@@ -121,13 +121,24 @@ class Gateway:
     def at_rest(self):
         """Waits until no connection is active and returns the scrape that says so, its funnel checked."""
 
-        def scrape():
-            metrics = self.metrics()
-            return metrics if metrics.value("connections_active") == 0 else None
-
-        metrics = wait_until(scrape, "all connections have ended")
+        wait_until(lambda: self.metrics().value("connections_active") == 0, "all connections have ended")
+        # Another one, as a scrape takes time: what ended during the first may be missing there among those that ended.
+        metrics = self.metrics()
         metrics.check_funnel()
         return metrics
+
+    @contextlib.contextmanager
+    def leaving_nothing(self):
+        """Checks that what happens inside leaves nothing: no connection, no descriptor, no place with an upstream.
+
+        And that nothing panicked.
+        """
+        before = self.descriptors()
+        yield
+        self.at_rest()
+        wait_until(lambda: self.descriptors() <= before, "descriptors are back")
+        wait_until(lambda: not self.metrics().value("upstream_connections_active"), "no upstream has a connection")
+        assert self.metrics().value("panics_total") == 0
 
     def signal(self, number):
         """Sends a signal to the gateway."""
@@ -141,6 +152,15 @@ class Gateway:
     def descriptor_count(self):
         """How many descriptors the process has open."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def descriptors(self):
+        """What the process has open, and how often; a socket is told from every other."""
+        opened = Counter()
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            # One that is closed meanwhile is not open.
+            with contextlib.suppress(FileNotFoundError):
+                opened[os.readlink(descriptor)] += 1
+        return opened
 
     def resident_size(self):
         """The process's own memory in bytes, without the pages of files that it maps."""
