@@ -12,7 +12,7 @@ import pytest
 import websockets
 from websockify.websocket import WebSocket, WebSocketWantReadError
 
-from client import BINARY, PING, PONG, TEXT, Connection, frame, upgrade
+from client import BINARY, PING, PONG, TEXT, Connection, close_frame, frame, upgrade
 from harness import PATIENCE_S, Gateway, free_port, wait_until
 
 CONFIG = """
@@ -418,6 +418,34 @@ def test_a_client_that_does_not_read_stops_redis_and_gets_everything(gateway, re
     assert metrics.value("slow_clients_total", outcome="recovered") > 0
     assert metrics.value("send_queue_bytes") == 0
     assert metrics.by("end", "connections_ended_total") == {"closed": 1}
+
+
+def test_pings_of_a_client_that_does_not_read_cost_bounded_memory(gateway, route):
+    """Their pongs cannot be sent, so nothing more is read."""
+
+    async def scenario():
+        async with await Connection.open(gateway.ports["a"], receive_buffer_size=4096) as client:
+            await client.accepted(upgrade(f"/{route}"))
+            size, count = gateway.resident_size(), 0
+            pings = frame(PING, b"x" * 125) * 1000
+            client.writer.transport.pause_reading()
+            with contextlib.suppress(TimeoutError):
+                while count < 2000:
+                    async with asyncio.timeout(STUCK_AFTER_S):
+                        count += 1
+                        await client.send(pings)
+            held = gateway.resident_size() - size
+            print(f"stuck after {count * len(pings) >> 20} MiB of pings; the gateway holds {held >> 10} KiB")
+            assert count < 2000 and held < HELD_SIZE_MAX
+            client.writer.transport.resume_reading()
+            closing = asyncio.create_task(client.send(close_frame(1000)))
+            pongs = await client.closed(1000)
+            assert pongs == [pongs[0]] * count * 1000 and pongs[0].opcode == PONG
+            await closing
+            await client.end()
+
+    asyncio.run(scenario())
+    assert gateway.at_rest().by("end", "connections_ended_total") == {"closed": 1}
 
 
 @pytest.mark.parametrize(("stuck", "end"), [("redis", "upstream_gone"), ("client", "slow_client")])
