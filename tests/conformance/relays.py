@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from urllib.parse import urlencode
 
 import pytest
@@ -370,3 +371,32 @@ def test_an_upstream_that_ended_without_a_close_still_gets_what_the_client_said(
     metrics, received = relay(io_driver, server, scenario)
     assert received == sent + close_frame(code or 1001)
     assert metrics.by("end", "connections_ended_total") == {"upstream_gone": 1}
+
+
+def test_a_close_that_is_on_its_way_when_the_gateway_asks_to_leave_is_the_only_one(io_driver):
+    close = frame(CLOSE, b"\x03\xe8done", mask=None)
+
+    async def interrupt_itself(reader, writer):
+        writer.write(close[:-1])
+        # The gateway's own Close, with 1001: the client's is queued behind the one that is not whole yet.
+        leaving = await reader.readexactly(8)
+        writer.write(close[-1:])
+        await reader.read()
+        return leaving[0]
+
+    server = Raw(interrupt_itself)
+
+    async def scenario(gateway):
+        async with server, await Connection.open(gateway.ports["a"]) as client:
+            await client.accepted()
+            # What is there of it is passed on at once.
+            start = await client.reader.readexactly(len(close) - 1)
+            gateway.signal(signal.SIGTERM)
+            assert start + await client.reader.readexactly(1) == close
+            await client.send(close_frame(1000))
+            await client.end()
+            assert await server.outcome == 0x80 | CLOSE
+
+    with Gateway(CONFIG.format(upstream=server.upstream, limits=""), io_driver=io_driver) as gateway:
+        asyncio.run(scenario(gateway))
+        assert gateway.process.wait(PATIENCE_S) == 0
