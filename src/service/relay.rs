@@ -10,6 +10,7 @@ mod clock;
 mod ending;
 mod hot;
 mod lane;
+mod verdict;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -22,6 +23,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 use self::lane::{Fate, Lane};
+use self::verdict::Verdict;
 use super::client::Client;
 use super::place::{Place, Resources};
 use super::upstream::Lease;
@@ -93,6 +95,8 @@ struct Relay {
     endpoint: Option<Box<RefCell<Endpoint>>>,
     /// The reserved bits to which the extensions of this connection gave a meaning.
     reserved_bits: u8,
+    /// What a client that broke a rule is still to be told.
+    verdict: Cell<Option<Box<Verdict>>>,
     /// How the connection ends, once something other than a Close of each side has decided it.
     end: Cell<Option<End>>,
     /// When whoever has not ended by then is cut; [`NEVER`] while the connection is open.
@@ -236,6 +240,7 @@ impl Relay {
                 Content::Frames { reserved_bits } => *reserved_bits,
                 Content::Bytes => 0,
             },
+            verdict: Cell::new(None),
             end: Cell::new(None),
             cut_at: Cell::new(NEVER),
             is_close_counted: Cell::new(false),

@@ -1,12 +1,16 @@
-"""Autobahn's fuzzing client against `/echo`, on io_uring and on epoll: all 301 cases of RFC 6455 itself."""
+"""Autobahn's fuzzing client against `/echo`, and against a server behind a relay: all 301 cases of RFC 6455 itself."""
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 
 from harness import Gateway
+from peers import NodeServer
 
 WSTEST = os.environ.get("RINGWAY_WSTEST", "wstest")
 
@@ -16,6 +20,9 @@ CASE_COUNT = 301
 
 # What a server that keeps every rule of RFC 6455 may show. NON-STRICT: it found the fault later than it could have.
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
+
+# What a report says about a case, but for how long it took and where more is to be read.
+VERDICT = ["behavior", "behaviorClose", "remoteCloseCode"]
 
 # An outer frame of 16 MiB is the largest that a case sends.
 CONFIG = """
@@ -27,12 +34,12 @@ name = "a"
 address = "127.0.0.1"
 [[route]]
 path = "/echo"
-service = "echo"
 """
+ECHO = CONFIG + 'service = "echo"'
 
 
 def test_every_case_passes(io_driver, tmp_path):
-    with Gateway(CONFIG, io_driver=io_driver) as gateway:
+    with Gateway(ECHO, io_driver=io_driver) as gateway:
         reports = fuzz(f"ws://127.0.0.1:{gateway.ports['a']}/echo", io_driver, tmp_path)
         gateway.at_rest()
 
@@ -52,6 +59,37 @@ def test_every_case_passes(io_driver, tmp_path):
     assert len(reports) == CASE_COUNT
 
 
+def test_a_relay_changes_no_verdict(tmp_path):
+    """On either driver, for better or for worse: npm's ws behind it is judged as it is by itself."""
+    server = NodeServer(False, tmp_path)
+    config = f'{CONFIG}service = "websocket"\nupstreams = ["{server.upstream}"]'
+
+    async def fuzz_each(urls):
+        async with server:
+            folders = [tmp_path / name for name in urls]
+            for folder in folders:
+                folder.mkdir()
+            fuzzing = map(asyncio.to_thread, repeat(fuzz), urls.values(), urls, folders)
+            return dict(zip(urls, await asyncio.gather(*fuzzing), strict=True))
+
+    with contextlib.ExitStack() as stack:
+        gateways = {driver: stack.enter_context(Gateway(config, io_driver=driver)) for driver in ("io_uring", "epoll")}
+        urls = {driver: f"ws://127.0.0.1:{gateway.ports['a']}/echo" for driver, gateway in gateways.items()}
+        for gateway in gateways.values():
+            stack.enter_context(gateway.leaving_nothing())
+        reports = asyncio.run(fuzz_each({"direct": f"{server.upstream}/echo", **urls}))
+        for gateway in gateways.values():
+            assert gateway.at_rest().by("result", "upstream_connects_total") == {"opened": CASE_COUNT}
+
+    direct = reports["direct"]
+    print(f"directly: {dict(Counter(report['behavior'] for report in direct.values()))}")
+    assert len(direct) == CASE_COUNT
+    for driver in gateways:
+        relayed = reports[driver]
+        assert relayed.keys() == direct.keys()
+        assert not {case: (was, now) for case, was in direct.items() if (now := relayed[case]) != was}, driver
+
+
 def fuzz(url, agent, folder: Path):
     """Runs the fuzzing client and returns its report of each case."""
     specification = folder / "fuzzingclient.json"
@@ -69,4 +107,5 @@ def fuzz(url, agent, folder: Path):
     command = [WSTEST, "--mode", "fuzzingclient", "--spec", str(specification)]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    return json.loads((folder / "index.json").read_text())[agent]
+    reports = json.loads((folder / "index.json").read_text())[agent]
+    return {case: {key: report[key] for key in VERDICT} for case, report in reports.items()}

@@ -373,6 +373,42 @@ def test_an_upstream_that_ended_without_a_close_still_gets_what_the_client_said(
     assert metrics.by("end", "connections_ended_total") == {"upstream_gone": 1}
 
 
+@pytest.mark.parametrize("last_words", ["a Close", "its end", "nothing"])
+def test_a_client_that_breaks_a_rule_still_gets_the_answers_to_what_came_before(io_driver, last_words):
+    """The upstream is told in its place; where it does not end soon, the client gets the gateway's own Close."""
+    bad = frame(TEXT, b"bad", reserved=4)
+
+    async def answer(reader, writer):
+        received = await reader.readexactly(len(frame(TEXT, b"good")))
+        opcode, _, *key, first, second = await reader.readexactly(8)
+        writer.write(frame(TEXT, b"answer", mask=None))
+        if last_words == "a Close":
+            writer.write(frame(CLOSE, b"\x03\xeaended", mask=None))
+        elif last_words == "its end":
+            writer.write_eof()
+        await reader.read()
+        return received, (opcode & 0x0F, int.from_bytes([first ^ key[0], second ^ key[1]]))
+
+    server = Raw(answer)
+
+    async def scenario(gateway, _url):
+        async with await Connection.open(gateway.ports["a"]) as client:
+            await client.accepted()
+            await client.send(frame(TEXT, b"good") + bad)
+            [answer] = await client.closed(1002)
+            assert (answer.opcode, answer.payload) == (TEXT, b"answer")
+            await client.end()
+        return await server.outcome
+
+    metrics, (received, close) = relay(io_driver, server, scenario, close_timeout_ms=1000)
+    assert received == frame(TEXT, b"good")
+    assert close == (CLOSE, 1002)
+    assert metrics.by("initiator", "closes_total") == {"gateway": 1}
+    assert metrics.by("code", "closes_total") == {"1002": 1}
+    assert metrics.by("end", "connections_ended_total") == {"violation": 1}
+    assert metrics.value("frames_total", direction="sent", opcode="close") == 1
+
+
 def test_a_close_that_is_on_its_way_when_the_gateway_asks_to_leave_is_the_only_one(io_driver):
     close = frame(CLOSE, b"\x03\xe8done", mask=None)
 

@@ -41,6 +41,9 @@ impl Relay {
             return None;
         }
         let mut next = self.cut_at.get();
+        if let Some(due) = self.pronounce_when_due(now) {
+            next = next.min(due);
+        }
         for from in [Side::Upstream, Side::Client] {
             let lane = self.lane(from);
             if let Some(since) = lane.blocked_since() {

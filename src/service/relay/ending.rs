@@ -42,6 +42,8 @@ impl Relay {
         if lane.fate.get() == Fate::Passed {
             // It went before frames of ours that waited, and nothing follows a Close (RFC 6455 section 5.5.1).
             lane.discard_queue();
+            // Where one waits, this is the upstream's answer to it, and passes in its place.
+            self.verdict.set(None);
             lane.has_sent_close.set(true);
         }
         lane.fate.set(Fate::Done);
@@ -67,8 +69,12 @@ impl Relay {
             Side::Upstream => (End::UpstreamGone, CloseCode::BAD_GATEWAY, "upstream"),
         };
         self.decide_end(end);
-        self.close_client(code, reason.as_bytes());
-        self.up.sever();
+        if from == Side::Client && self.may_be_heard_out() {
+            self.hear_out(code, reason);
+        } else {
+            self.close_client(code, reason.as_bytes());
+            self.up.sever();
+        }
         if from == Side::Upstream {
             self.down.sever();
         }
@@ -82,6 +88,9 @@ impl Relay {
         if !lane.walker.get().is_between_frames() {
             // Its frame will never be whole, so nothing of ours can follow.
             lane.discard_queue();
+            if from == Side::Upstream {
+                self.verdict.set(None);
+            }
         }
         if !lane.has_heard_all() {
             match from {
@@ -102,9 +111,9 @@ impl Relay {
         self.begin_to_end();
     }
 
-    /// Queues a Close for the client, unless it has one.
+    /// Queues a Close for the client, unless it has one: the one that waits for the upstream's, where one does.
     pub(super) fn close_client(&self, code: CloseCode, reason: &[u8]) {
-        if !self.down.will_have_closed() && !self.down.is_finished.get() {
+        if !self.down.will_have_closed() && !self.down.is_finished.get() && !self.pronounce() {
             self.down.queue_close(Some(code), reason, None);
         }
     }
