@@ -101,6 +101,8 @@ function show(status, earlier) {
     tile("up for", duration(status.uptime_seconds)),
   ]);
   replace("ports", status.ports.map(portCard));
+  document.getElementById("upstreams-section").hidden = status.upstreams.length === 0;
+  replace("upstreams", status.upstreams.map(upstreamRow));
   replace("shards", status.shards.map((shard) => {
     const share = shard.connections_active / Math.max(1, ...status.shards.map((each) => each.connections_active));
     return shardRow(shard, share, rate((of) => of.shards[shard.index].cpu_seconds));
@@ -192,6 +194,21 @@ function counts(entries, inProgress) {
   const rows = seen.map(([label, count]) =>
     make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, whole.format(count))));
   return make("table", {}, make("tbody", {}, ...rows));
+}
+
+function upstreamRow(upstream) {
+  const [tone, state] = upstream.healthy ? ["good", "in use"]
+    : upstream.ejected ? ["client", "ejected"] : ["fault", "not in use"];
+  const isNamed = upstream.addresses.length !== 1 || !upstream.upstream.endsWith(upstream.addresses[0]);
+  return make("tr", {},
+    make("th", { scope: "row" },
+      upstream.upstream,
+      make("small", {}, `route ${upstream.route}${isNamed ? `, at ${upstream.addresses.join(", ") || "no address"}` : ""}`),
+      upstream.fault === null ? "" : make("small", { class: "why" }, upstream.fault)),
+    make("td", {}, whole.format(upstream.connections_active)),
+    make("td", {}, whole.format(upstream.connections_in_progress)),
+    make("td", {}, whole.format(upstream.ejections)),
+    make("td", {}, make("span", { class: `badge ${tone}` }, state)));
 }
 
 function shardRow(shard, share, cpu) {
