@@ -1,4 +1,4 @@
-"""Autobahn's fuzzing client against `/echo`, and against a server behind a relay: all 301 cases of RFC 6455 itself."""
+"""Autobahn's fuzzing client against `/echo`, with TLS and without, and against a server behind a relay: all 301 cases."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import repeat
 from pathlib import Path
 
+from authority import tls_of
 from harness import Gateway
 from peers import NodeServer
 
@@ -32,20 +33,25 @@ shards = 1
 number = 0
 name = "a"
 address = "127.0.0.1"
+{tls}
 [[route]]
 path = "/echo"
 """
 ECHO = CONFIG + 'service = "echo"'
 
 
-def test_every_case_passes(io_driver, tmp_path):
-    with Gateway(ECHO, io_driver=io_driver) as gateway:
-        reports = fuzz(f"ws://127.0.0.1:{gateway.ports['a']}/echo", io_driver, tmp_path)
-        gateway.at_rest()
+def test_every_case_passes(authority, io_driver, tmp_path):
+    with Gateway(ECHO.format(tls=tls_of(authority)), io_driver=io_driver) as gateway:
+        scheme = "wss" if authority else "ws"
+        reports = fuzz(f"{scheme}://127.0.0.1:{gateway.ports['a']}/echo", io_driver, tmp_path)
+        metrics = gateway.at_rest()
+        assert metrics.value("tls_failures_total") == 0
+        # Each case is a connection.
+        assert metrics.value("tls_handshakes_total", port="a") == (CASE_COUNT if authority else 0)
 
     behaviours = Counter(report["behavior"] for report in reports.values())
     closes = Counter(report["behaviorClose"] for report in reports.values())
-    print(f"{len(reports)} cases on {io_driver}: {dict(behaviours)}; closing: {dict(closes)}")
+    print(f"{len(reports)} cases over {scheme} on {io_driver}: {dict(behaviours)}; closing: {dict(closes)}")
     for case, report in sorted(reports.items()):
         if "NON-STRICT" in (report["behavior"], report["behaviorClose"]):
             print(f"NON-STRICT: {case}")
@@ -62,7 +68,7 @@ def test_every_case_passes(io_driver, tmp_path):
 def test_a_relay_changes_no_verdict(tmp_path):
     """On either driver, for better or for worse: npm's ws behind it is judged as it is by itself."""
     server = NodeServer(False, tmp_path)
-    config = f'{CONFIG}service = "websocket"\nupstreams = ["{server.upstream}"]'
+    config = f'{CONFIG.format(tls="")}service = "websocket"\nupstreams = ["{server.upstream}"]'
 
     async def fuzz_each(urls):
         async with server:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ class Connection:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def open(cls, port, *, receive_buffer_size=None):
-        """Connects to a port of the gateway on the loopback interface."""
+    async def open(cls, port, *, receive_buffer_size=None, tls=None):
+        """Connects to a port of the gateway on the loopback interface, in TLS where it gets a context for that."""
         sock = socket.socket()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -91,7 +92,8 @@ class Connection:
         try:
             async with asyncio.timeout(ANSWER_S):
                 await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-            return cls(*await asyncio.open_connection(sock=sock))
+                secured = {} if tls is None else {"ssl": tls, "server_hostname": "localhost"}
+                return cls(*await asyncio.open_connection(sock=sock, **secured))
         except BaseException:
             sock.close()
             raise
@@ -101,7 +103,8 @@ class Connection:
 
     async def __aexit__(self, *_exception):
         self.writer.close()
-        with contextlib.suppress(ConnectionError):
+        # In TLS it is also an error where more comes than anybody reads.
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             await self.writer.wait_closed()
 
     async def send(self, data):
@@ -201,12 +204,12 @@ class Connection:
 class Bystander:
     """A client that echoes all the time, from entry to exit, and must never wait long."""
 
-    def __init__(self, port):
-        self.port, self.count, self.slowest_s = port, 0, 0.0
+    def __init__(self, port, *, tls=None):
+        self.port, self.tls, self.count, self.slowest_s = port, tls, 0, 0.0
         self._leave, self._hurry, self._done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def __aenter__(self):
-        self._client = await (await Connection.open(self.port)).accepted()
+        self._client = await (await Connection.open(self.port, tls=self.tls)).accepted()
         self._task = asyncio.create_task(self._echo())
         return self
 
