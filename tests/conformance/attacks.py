@@ -1,4 +1,4 @@
-"""Hostile clients, with TLS and without: each is answered as it should be, and nothing of them stays or hurts others."""
+"""Hostile clients, with TLS and without: each is answered as it should be, nobody else notices, nothing stays."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Autobahn's fuzzing client against `/echo`, with TLS and without, and against a server behind a relay: all 301 cases."""
+"""Autobahn's fuzzing client against `/echo`, with TLS and without, and against a server behind a relay: 301 cases."""
 
 import asyncio
 import contextlib

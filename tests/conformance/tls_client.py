@@ -45,6 +45,8 @@ class TlsClient:
         self.tls = context.wrap_bio(self._received, self._unsent, server_hostname=name, session=session)
         # What was read and belongs to what comes next.
         self._plaintext = b""
+        # Whether the handshake of TLS is done.
+        self.is_open = False
 
     def __enter__(self):
         return self
@@ -56,10 +58,10 @@ class TlsClient:
         """Goes on with the handshake until more has to be heard: what is to be sent, and whether it is done."""
         try:
             self.tls.do_handshake()
-            is_done = True
+            self.is_open = True
         except ssl.SSLWantReadError:
-            is_done = False
-        return self._unsent.read(), is_done
+            pass
+        return self._unsent.read(), self.is_open
 
     def hear(self):
         """Takes in what comes next, and says whether it was not the end of the stream."""
@@ -128,7 +130,7 @@ class TlsClient:
 
     def accepted(self, head=None):
         """Does the opening handshake within TLS, whose own handshake comes first where it has not been done."""
-        if self.tls.cipher() is None:
+        if not self.is_open:
             self.handshake()
         self.send(head or upgrade())
         answer = self.head()
