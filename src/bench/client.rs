@@ -15,10 +15,12 @@ use super::fault::Fault;
 use super::generator::Generator;
 use super::messages::{Answers, Outgoing, Pattern, Shape};
 use super::target::Target;
+use crate::metrics::TlsHandshake;
 use crate::net::connect::Connect;
 use crate::net::pool::Buffer;
 use crate::net::stream::{Cancel, Gone, Received, Stream};
 use crate::net::timers::{Tick, Timer};
+use crate::net::tls::{ClientSettings, Comeback, Trust};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::frame::{self, Opcode};
 use crate::protocol::websocket::handshake::client::{ClientRequest, ResponseFault};
@@ -37,6 +39,8 @@ const WINDOW_IN_RING_MAX: usize = 2048;
 pub struct Door {
     /// Where to, each in turn.
     pub targets: Vec<Target>,
+    /// How TLS is spoken to those that speak it.
+    pub tls: Option<Tls>,
     /// Where from, each in turn; empty leaves it to the kernel.
     pub sources: Vec<IpAddr>,
     /// Subprotocols to offer.
@@ -45,11 +49,22 @@ pub struct Door {
     pub fields: Vec<(String, String)>,
 }
 
+/// How TLS is spoken.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// For each target its own: what one of them gave to resume with is nothing to another.
+    settings: Vec<ClientSettings>,
+    /// Whether handshakes are resumed.
+    is_resuming: bool,
+}
+
 /// Why a connection could not be opened.
 #[derive(Debug)]
 pub enum OpenFault {
     /// It could not be made.
     Connect(io::Error),
+    /// There was no TLS to be had.
+    Tls(String),
     /// The server did not accept the opening handshake.
     Response(ResponseFault),
     /// The server left.
@@ -58,6 +73,22 @@ pub enum OpenFault {
     Late,
     /// What came after the handshake was wrong already.
     Answer(Fault),
+}
+
+impl Tls {
+    /// TLS to so many targets. Handshakes are full ones, or resumed as soon as there is something to resume with.
+    pub fn new(target_count: usize, trust: &Trust, is_resuming: bool) -> Self {
+        let comeback = if is_resuming { Comeback::Always } else { Comeback::Never };
+        let settings = (0..target_count).map(|_| ClientSettings::with(trust.clone(), comeback)).collect();
+        Self { settings, is_resuming }
+    }
+}
+
+impl Door {
+    /// Whether TLS handshakes are to be resumed.
+    pub(super) fn is_resuming(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_resuming)
+    }
 }
 
 /// A connection whose opening handshake is done.
@@ -76,17 +107,23 @@ impl Opened {
     /// # Errors
     /// [`OpenFault`].
     pub(super) async fn open(generator: &Rc<Generator>, door: &Door, index: u32) -> Result<Self, OpenFault> {
-        let target = &door.targets[index as usize % door.targets.len()];
+        let target_index = index as usize % door.targets.len();
+        let target = &door.targets[target_index];
         let source = door.sources.get(index as usize % door.sources.len().max(1)).copied();
         let timer = generator.timers.timer();
         timer.set(generator.after(OPEN_TIMEOUT));
         // The generator waits for the server's end before it closes, and then has nothing to lose by a reset; without
         // it, TIME-WAIT would keep ports from the connections that follow.
         let connect = Connect { source, reset_on_close: true, ..Connect::default() };
-        let stream = match timer.race(connect.to(target.address)).await {
+        let mut stream = match timer.race(connect.to(target.address)).await {
             Some(connected) => connected.map_err(OpenFault::Connect)?,
             None => return Err(OpenFault::Late),
         };
+        if let Some(name) = &target.tls_name {
+            let tls = door.tls.as_ref().expect("whoever has a target that speaks TLS says how");
+            stream.begin_tls_to(&tls.settings[target_index], name, &generator.sealed);
+            shake_hands(generator, &stream, &timer).await?;
+        }
         let subprotocols: Vec<&str> = door.subprotocols.iter().map(String::as_str).collect();
         let fields: Vec<(&str, &str)> =
             door.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -124,6 +161,13 @@ impl Opened {
                 return Ok(Self { generator: Rc::clone(generator), stream, timer, early });
             }
         }
+    }
+
+    /// Whether TLS is spoken, and began with a full handshake.
+    pub(super) fn is_full_handshake(&self) -> bool {
+        self.stream
+            .tls_handshake()
+            .is_some_and(|handshake| matches!(handshake, TlsHandshake::Full12 | TlsHandshake::Full13))
     }
 
     /// Leaves by the closing handshake and waits for the server to end the connection (RFC 6455 section 7.1.1).
@@ -228,6 +272,11 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// Whether TLS is spoken, which goes past the ring.
+    pub(super) fn is_tls(&self) -> bool {
+        self.stream.is_tls()
     }
 
     /// Whether something waits for room in the socket.
@@ -397,6 +446,7 @@ impl From<&OpenFault> for Fault {
     fn from(fault: &OpenFault) -> Self {
         match fault {
             OpenFault::Connect(_) => Self::Connect,
+            OpenFault::Tls(_) => Self::Tls,
             OpenFault::Response(_) => Self::Handshake,
             OpenFault::Gone => Self::Gone,
             OpenFault::Late => Self::Late,
@@ -409,12 +459,35 @@ impl fmt::Display for OpenFault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(formatter, "cannot connect: {error}"),
+            Self::Tls(reason) => write!(formatter, "no TLS: {reason}"),
             Self::Response(fault) => fault.fmt(formatter),
             Self::Gone => formatter.write_str("the server left during the opening handshake"),
             Self::Late => formatter.write_str("the opening handshake took too long"),
             Self::Answer(fault) => {
                 write!(formatter, "the server sent something wrong before any message: {fault}")
             }
+        }
+    }
+}
+
+/// Does the TLS handshake.
+async fn shake_hands(generator: &Generator, stream: &Stream, timer: &Timer) -> Result<(), OpenFault> {
+    loop {
+        match stream.receive_now(&mut generator.scratch.lend()) {
+            Received::Nothing if !stream.is_handshaking() => return Ok(()),
+            Received::Nothing => {}
+            Received::Bytes(_) => return Err(OpenFault::Answer(Fault::Unasked)),
+            Received::End | Received::Reset => {
+                return Err(stream.tls_fault().map_or(OpenFault::Gone, OpenFault::Tls));
+            }
+        }
+        let waited = if stream.wants_room() {
+            timer.race(stream.writable()).await
+        } else {
+            timer.race(stream.readable()).await
+        };
+        if waited.is_none() {
+            return Err(OpenFault::Late);
         }
     }
 }

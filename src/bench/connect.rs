@@ -1,6 +1,7 @@
 //! Connections that are opened, verified and left, as many a second as the server takes.
 
 use std::cell::Cell;
+use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +23,8 @@ pub enum Parting {
 
 /// Opens and leaves connections until `duration` has passed, so many at a time.
 ///
-/// A connection counts as a message once it has been left; its latency is that of the opening.
+/// A connection counts as a message once it has been left; its latency is that of the opening. Where TLS is to be resumed,
+/// the full handshake that each of those at a time may begin with gets a ticket and does not count.
 pub(super) async fn run(
     generator: &Rc<Generator>,
     door: &Arc<Door>,
@@ -55,6 +57,7 @@ async fn open_and_leave(
     next: &Cell<u32>,
     tally: &Tally,
 ) -> Result<(), Fault> {
+    let mut may_be_full = true;
     loop {
         let start = clock::now();
         if start >= end {
@@ -63,10 +66,16 @@ async fn open_and_leave(
         let index = next.replace(next.get().wrapping_add(1));
         let opened = Opened::open(generator, door, index).await.map_err(|fault| Fault::from(&fault))?;
         let latency = clock::now() - start;
+        let is_first_of_resumed = door.is_resuming() && opened.is_full_handshake();
+        if is_first_of_resumed && !mem::take(&mut may_be_full) {
+            return Err(Fault::NotResumed);
+        }
         match parting {
             Parting::Handshake => opened.leave().await?,
             Parting::Reset => opened.abort(),
         }
-        tally.answered(1, latency);
+        if !is_first_of_resumed {
+            tally.answered(1, latency);
+        }
     }
 }

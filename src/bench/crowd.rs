@@ -145,8 +145,8 @@ impl Crowd {
     async fn closed_loop(&mut self, in_flight: usize, end: Instant, deadline: Tick, tally: &Rc<Tally>) {
         let window_size = self.window_size;
         let send_and_wait = async move |client: &mut Client, tally: &Tally| match Line::new(window_size) {
-            Some(line) => in_turn_in_ring(client, line, in_flight, end, tally).await,
-            None => in_turn(client, in_flight, end, tally).await,
+            Some(line) if !client.is_tls() => in_turn_in_ring(client, line, in_flight, end, tally).await,
+            _ => in_turn(client, in_flight, end, tally).await,
         };
         self.each(deadline, tally, send_and_wait).await;
     }

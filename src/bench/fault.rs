@@ -7,6 +7,10 @@ closed_set! {
     pub enum Fault {
         /// It could not be made.
         Connect => "connect",
+        /// TLS failed: the server's certificate is not believed, or there is nothing that both speak.
+        Tls => "tls",
+        /// A TLS handshake was a full one, though the server has given tickets to resume with.
+        NotResumed => "not_resumed",
         /// The answer to the opening handshake was not the 101 that was asked for.
         Handshake => "handshake",
         /// An answer is longer or shorter than its message.

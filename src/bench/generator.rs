@@ -20,6 +20,8 @@ pub(super) struct Generator {
     pub timers: Rc<Timers>,
     /// The buffer that is read into.
     pub scratch: Scratch,
+    /// Where what TLS encrypts lies between it and the socket.
+    pub sealed: Rc<Scratch>,
     random: Cell<u64>,
 }
 
@@ -59,6 +61,7 @@ impl Generator {
             let generator = Rc::new(Self {
                 timers: Timers::new(),
                 scratch: Scratch::new(),
+                sealed: Rc::new(Scratch::new()),
                 random: Cell::new(0x9e37_79b9_7f4a_7c15),
             });
             let timers = Rc::clone(&generator.timers);

@@ -31,7 +31,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::client::{Door, OpenFault};
+pub use self::client::{Door, OpenFault, Tls};
 pub use self::compare::{Case, CompareFault, Comparison, Contestant, Measure, Pair, Plan, Standing};
 pub use self::connect::Parting;
 pub use self::crowd::Pace;

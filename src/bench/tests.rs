@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
+use crate::config::certificate::fixture::Authority;
+use crate::net::tls::Trust;
 use crate::protocol::http::field_storage;
 use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::scan::HeadScan;
@@ -24,27 +26,59 @@ struct Message {
 }
 
 /// What a server does with each message: it may write what it likes, and break the connection off.
-type Behaviour = Arc<dyn Fn(&Message, &mut TcpStream) -> ControlFlow<()> + Send + Sync>;
+type Behaviour = Arc<dyn Fn(&Message, &mut dyn Write) -> ControlFlow<()> + Send + Sync>;
 
 /// A WebSocket server with a thread for each connection, which lives until the test process ends.
 fn serve(
-    behaviour: impl Fn(&Message, &mut TcpStream) -> ControlFlow<()> + Send + Sync + 'static,
+    behaviour: impl Fn(&Message, &mut dyn Write) -> ControlFlow<()> + Send + Sync + 'static,
 ) -> SocketAddr {
+    let behaviour: Behaviour = Arc::new(behaviour);
+    listen(move |stream| converse(stream, &behaviour))
+}
+
+/// The same in TLS, which resumes or does not, with a certificate of this authority for `localhost`.
+fn serve_tls(
+    authority: &Authority,
+    does_resume: bool,
+    behaviour: impl Fn(&Message, &mut dyn Write) -> ControlFlow<()> + Send + Sync + 'static,
+) -> SocketAddr {
+    let key = rustls::sign::SingleCertAndKey::from(authority.certificate("server", &["localhost"]).key);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(key));
+    if !does_resume {
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    }
+    let config = Arc::new(config);
+    let behaviour: Behaviour = Arc::new(behaviour);
+    listen(move |stream| {
+        let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        converse(rustls::StreamOwned::new(connection, stream), &behaviour);
+    })
+}
+
+/// Has connections served, each by a thread of its own.
+fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let behaviour: Behaviour = Arc::new(behaviour);
+    let serve = Arc::new(serve);
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let behaviour = Arc::clone(&behaviour);
-            thread::spawn(move || converse(stream.unwrap(), &behaviour));
+            let (stream, serve) = (stream.unwrap(), Arc::clone(&serve));
+            thread::spawn(move || {
+                stream.set_nodelay(true).unwrap();
+                serve(stream);
+            });
         }
     });
     address
 }
 
 /// One connection. Its thread ends with the connection, however that ends.
-fn converse(mut stream: TcpStream, behaviour: &Behaviour) {
-    stream.set_nodelay(true).unwrap();
+fn converse(mut stream: impl Read + Write, behaviour: &Behaviour) {
     let mut received = Vec::new();
     let mut chunk = [0; 4096];
     let head_size = loop {
@@ -64,6 +98,7 @@ fn converse(mut stream: TcpStream, behaviour: &Behaviour) {
         write_accept(&mut response, opening.key(), None);
     }
     stream.write_all(&response).unwrap();
+    stream.flush().unwrap();
     received.drain(..head_size);
     let rules = Rules {
         role: Role::Server,
@@ -99,13 +134,13 @@ fn converse(mut stream: TcpStream, behaviour: &Behaviour) {
     }
 }
 
-fn send(stream: &mut TcpStream, opcode: Opcode, payload: &[u8]) -> ControlFlow<()> {
+fn send(stream: &mut dyn Write, opcode: Opcode, payload: &[u8]) -> ControlFlow<()> {
     let mut bytes = Vec::new();
     frame::append(&mut bytes, opcode, true, payload, None);
     if stream.write_all(&bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
-fn echo_back(message: &Message, stream: &mut TcpStream) -> ControlFlow<()> {
+fn echo_back(message: &Message, stream: &mut dyn Write) -> ControlFlow<()> {
     send(stream, message.opcode, &message.payload)
 }
 
@@ -113,6 +148,7 @@ fn setting(address: SocketAddr, duration_ms: u64) -> Setting {
     Setting {
         door: Arc::new(Door {
             targets: vec![Target::resolve(&format!("ws://{address}/")).unwrap()],
+            tls: None,
             sources: Vec::new(),
             subprotocols: Vec::new(),
             fields: Vec::new(),
@@ -128,6 +164,17 @@ fn setting(address: SocketAddr, duration_ms: u64) -> Setting {
     }
 }
 
+/// The setting for a server in TLS that is asked for under this name.
+fn tls_setting(address: SocketAddr, name: &str, trust: &Trust, is_resuming: bool) -> Setting {
+    let mut setting = setting(address, 50);
+    let target = Target::resolve(&format!("wss://{name}:{}/", address.port())).unwrap();
+    // The name may have addresses of which the server listens on one.
+    let targets = vec![Target { address, ..target }];
+    let tls = Some(Tls::new(1, trust, is_resuming));
+    setting.door = Arc::new(Door { targets, tls, ..Door::clone(&setting.door) });
+    setting
+}
+
 const SHAPE: Shape = Shape { opcode: Opcode::Text, size: 200, in_flight: 3 };
 
 fn json(report: &Report) -> serde_json::Value {
@@ -136,7 +183,7 @@ fn json(report: &Report) -> serde_json::Value {
 
 /// The faults of a run against such a server, as JSON.
 fn faults(
-    behaviour: impl Fn(&Message, &mut TcpStream) -> ControlFlow<()> + Send + Sync + 'static,
+    behaviour: impl Fn(&Message, &mut dyn Write) -> ControlFlow<()> + Send + Sync + 'static,
     grace: Duration,
 ) -> serde_json::Value {
     let setting = Setting { grace, ..setting(serve(behaviour), 10) };
@@ -179,7 +226,7 @@ fn threads_share_a_load() {
 
 #[test]
 fn wrong_content_is_caught() {
-    let upside_down = |message: &Message, stream: &mut TcpStream| {
+    let upside_down = |message: &Message, stream: &mut dyn Write| {
         let payload: Vec<u8> = message.payload.iter().rev().copied().collect();
         send(stream, message.opcode, &payload)
     };
@@ -189,7 +236,7 @@ fn wrong_content_is_caught() {
 #[test]
 fn the_same_answer_again_is_caught() {
     let first = Arc::new(std::sync::Mutex::new(None));
-    let repeat = move |message: &Message, stream: &mut TcpStream| {
+    let repeat = move |message: &Message, stream: &mut dyn Write| {
         let answer = first.lock().unwrap().get_or_insert_with(|| message.payload.clone()).clone();
         send(stream, message.opcode, &answer)
     };
@@ -198,13 +245,13 @@ fn the_same_answer_again_is_caught() {
 
 #[test]
 fn wrong_lengths_opcodes_and_frames_are_caught() {
-    let longer = |message: &Message, stream: &mut TcpStream| {
+    let longer = |message: &Message, stream: &mut dyn Write| {
         send(stream, message.opcode, &[message.payload.as_slice(), b"x"].concat())
     };
     assert_eq!(faults(longer, Duration::from_secs(10)), serde_json::json!({ "length": 4 }));
-    let binary = |message: &Message, stream: &mut TcpStream| send(stream, Opcode::Binary, &message.payload);
+    let binary = |message: &Message, stream: &mut dyn Write| send(stream, Opcode::Binary, &message.payload);
     assert_eq!(faults(binary, Duration::from_secs(10)), serde_json::json!({ "opcode": 4 }));
-    let masked = |message: &Message, stream: &mut TcpStream| {
+    let masked = |message: &Message, stream: &mut dyn Write| {
         let mut bytes = Vec::new();
         frame::append(&mut bytes, message.opcode, true, &message.payload, Some([1, 2, 3, 4]));
         if stream.write_all(&bytes).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -214,12 +261,12 @@ fn wrong_lengths_opcodes_and_frames_are_caught() {
 
 #[test]
 fn silence_a_close_and_an_end_are_told_apart() {
-    let silent = |_: &Message, _: &mut TcpStream| ControlFlow::Continue(());
+    let silent = |_: &Message, _: &mut dyn Write| ControlFlow::Continue(());
     assert_eq!(faults(silent, Duration::from_secs(2)), serde_json::json!({ "late": 4 }));
-    let closing = |_: &Message, stream: &mut TcpStream| send(stream, Opcode::Close, &1001_u16.to_be_bytes());
+    let closing = |_: &Message, stream: &mut dyn Write| send(stream, Opcode::Close, &1001_u16.to_be_bytes());
     assert_eq!(faults(closing, Duration::from_secs(10)), serde_json::json!({ "closed": 4 }));
     // In the first window: on a busy machine there may be no second.
-    let leaving = |message: &Message, stream: &mut TcpStream| {
+    let leaving = |message: &Message, stream: &mut dyn Write| {
         if message.index < 2 { echo_back(message, stream) } else { ControlFlow::Break(()) }
     };
     assert_eq!(faults(leaving, Duration::from_secs(10)), serde_json::json!({ "gone": 4 }));
@@ -227,7 +274,7 @@ fn silence_a_close_and_an_end_are_told_apart() {
 
 #[test]
 fn an_answer_too_many_is_caught() {
-    let twice = |message: &Message, stream: &mut TcpStream| {
+    let twice = |message: &Message, stream: &mut dyn Write| {
         let both = send(stream, message.opcode, &message.payload).is_continue();
         if both { echo_back(message, stream) } else { ControlFlow::Break(()) }
     };
@@ -258,7 +305,7 @@ fn assert_delays_are_reported(pace: Pace, duration_ms: u64) {
 fn held_and_told(pace: Pace, duration_ms: u64) -> Vec<(f64, f64)> {
     let held_us = Arc::new(std::sync::Mutex::new(Vec::new()));
     let record = Arc::clone(&held_us);
-    let delay = move |message: &Message, stream: &mut TcpStream| {
+    let delay = move |message: &Message, stream: &mut dyn Write| {
         let start = clock::now();
         thread::sleep(Duration::from_millis(if message.index % 10 == 9 { 100 } else { 20 }));
         record.lock().unwrap().push(figures::us(clock::now() - start));
@@ -293,7 +340,7 @@ fn known_delays_are_reported_in_an_open_loop() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "an answer that is too late by a known time is what is caught")]
 fn an_answer_after_the_grace_is_late() {
-    let sluggish = |message: &Message, stream: &mut TcpStream| {
+    let sluggish = |message: &Message, stream: &mut dyn Write| {
         thread::sleep(Duration::from_secs(1));
         echo_back(message, stream)
     };
@@ -304,7 +351,7 @@ fn an_answer_after_the_grace_is_late() {
 fn small_and_large_windows_are_checked_alike() {
     // The first goes through the ring, the second does not; of both the last message is wrong in its first byte.
     for (size, in_flight) in [(20, 5), (2000, 5)] {
-        let corrupt = move |message: &Message, stream: &mut TcpStream| {
+        let corrupt = move |message: &Message, stream: &mut dyn Write| {
             let mut payload = message.payload.clone();
             if message.index == 4 {
                 payload[0] ^= 1;
@@ -322,7 +369,7 @@ fn small_and_large_windows_are_checked_alike() {
 #[allow(clippy::disallowed_methods, reason = "a stall of a known time is what is measured")]
 fn a_stall_is_charged_with_all_that_had_to_wait() {
     // 250 messages a second on one connection; the 10th stalls for 400 ms, during which 100 more are due.
-    let stall = |message: &Message, stream: &mut TcpStream| {
+    let stall = |message: &Message, stream: &mut dyn Write| {
         if message.index == 10 {
             thread::sleep(Duration::from_millis(400));
         }
@@ -403,4 +450,94 @@ fn nobody_listening_is_an_error() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let fault = super::echo(&setting(address, 10), SHAPE, Pace::Answers).unwrap_err();
     assert!(matches!(fault, BenchFault::Open(OpenFault::Connect(_))), "{fault}");
+}
+
+#[test]
+fn tls_carries_every_load() {
+    let authority = Authority::new("bench-tls-loads");
+    let address = serve_tls(&authority, true, echo_back);
+    for trust in [Trust::Authorities(authority.roots()), Trust::Anybody] {
+        let setting = tls_setting(address, "localhost", &trust, false);
+        // The second is more than a record, and more than the sockets hold.
+        for shape in [SHAPE, Shape { opcode: Opcode::Binary, size: 1 << 20, in_flight: 8 }] {
+            let report = super::echo(&setting, shape, Pace::Answers).unwrap();
+            assert!(report.is_clean(), "{}", report);
+        }
+        let report = super::echo(&setting, SHAPE, Pace::PerSecond(1000)).unwrap();
+        assert!(report.is_clean(), "{}", report);
+        let report = super::idle(&Setting { grace: Duration::from_secs(3), ..setting }, SHAPE).unwrap();
+        assert!(report.is_clean(), "{}", report);
+    }
+}
+
+#[test]
+fn wrong_content_within_tls_is_caught() {
+    let authority = Authority::new("bench-tls-content");
+    let upside_down = |message: &Message, stream: &mut dyn Write| {
+        let payload: Vec<u8> = message.payload.iter().rev().copied().collect();
+        send(stream, message.opcode, &payload)
+    };
+    let setting = tls_setting(serve_tls(&authority, true, upside_down), "localhost", &Trust::Anybody, false);
+    let report = super::echo(&setting, SHAPE, Pace::Answers).unwrap();
+    assert_eq!(json(&report)["faults"], serde_json::json!({ "content": 4 }));
+}
+
+#[test]
+fn handshakes_are_full_or_resumed_as_was_asked() {
+    let authority = Authority::new("bench-tls-handshakes");
+    let trust = Trust::Authorities(authority.roots());
+    let address = serve_tls(&authority, true, echo_back);
+    for is_resuming in [false, true] {
+        for parting in [Parting::Handshake, Parting::Reset] {
+            let setting = tls_setting(address, "localhost", &trust, is_resuming);
+            let report = super::connect(&setting, parting).unwrap();
+            assert!(report.is_clean(), "{}", report);
+            assert_eq!(are_resumed(&setting), is_resuming);
+        }
+    }
+}
+
+/// Whether a connection is resumed that is opened in this way once more.
+fn are_resumed(setting: &Setting) -> bool {
+    let work = async |generator: Rc<Generator>| {
+        let opened = client::Opened::open(&generator, &setting.door, 0).await.unwrap();
+        !opened.is_full_handshake()
+    };
+    Generator::run(None, work).unwrap()
+}
+
+#[test]
+fn a_server_that_does_not_resume_is_caught() {
+    let authority = Authority::new("bench-tls-not-resumed");
+    let address = serve_tls(&authority, false, echo_back);
+    let setting = tls_setting(address, "localhost", &Trust::Anybody, true);
+    let report = super::connect(&setting, Parting::Handshake).unwrap();
+    assert!(!report.is_clean());
+    assert_eq!(json(&report)["faults"], serde_json::json!({ "not_resumed": 4 }));
+    assert_eq!(json(&report)["messages"], 0);
+}
+
+#[test]
+fn a_certificate_that_is_not_believed_is_an_error_that_says_why() {
+    let (authority, stranger) = (Authority::new("bench-tls-known"), Authority::new("bench-tls-stranger"));
+    let address = serve_tls(&authority, true, echo_back);
+    let fault = |name: &str, trust: &Trust| {
+        super::echo(&tls_setting(address, name, trust, false), SHAPE, Pace::Answers).unwrap_err().to_string()
+    };
+    let unknown = fault("localhost", &Trust::Authorities(stranger.roots()));
+    assert!(unknown.starts_with("no TLS: invalid peer certificate"), "{unknown}");
+    let misnamed = fault("127.0.0.1", &Trust::Authorities(authority.roots()));
+    assert!(misnamed.contains("not valid for name"), "{misnamed}");
+}
+
+#[test]
+fn a_server_without_tls_is_an_error_that_says_so() {
+    let plain = listen(|mut stream| {
+        let size = stream.read(&mut [0; 4096]).unwrap();
+        assert!(size > 0);
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    let setting = tls_setting(plain, "localhost", &Trust::Anybody, false);
+    let fault = super::echo(&setting, SHAPE, Pace::Answers).unwrap_err();
+    assert!(matches!(fault, BenchFault::Open(OpenFault::Tls(_))), "{fault}");
 }

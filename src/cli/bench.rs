@@ -4,17 +4,21 @@ use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use rustls::RootCertStore;
 use serde::Serialize;
 
 use super::{Exit, output};
 use crate::bench::{
     self, BenchFault, Case, Contestant, Door, Pace, Parting, Plan, Progress, Server, Setting, Shape, Target,
+    Tls,
 };
+use crate::config::certificate::NamedFile;
+use crate::net::tls::Trust;
 use crate::protocol::websocket::frame::Opcode;
 
 /// The scenarios of `bench`.
@@ -54,6 +58,8 @@ pub(super) struct ConnectArguments {
     threads: ThreadArguments,
     #[command(flatten)]
     parting: PartingArguments,
+    #[command(flatten)]
+    resumption: ResumptionArguments,
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +92,8 @@ pub(super) struct CompareArguments {
     cases: Vec<Case>,
     #[command(flatten)]
     parting: PartingArguments,
+    #[command(flatten)]
+    resumption: ResumptionArguments,
     #[command(flatten)]
     door: DoorArguments,
     #[command(flatten)]
@@ -147,7 +155,20 @@ struct PartingArguments {
 }
 
 #[derive(Debug, Args)]
+struct ResumptionArguments {
+    /// Resume TLS, where every handshake is a full one otherwise; the first, which get the tickets, do not count
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Debug, Args)]
 struct DoorArguments {
+    /// The authorities whose certificates are believed of `wss://`, in PEM, for the name in the URL
+    #[arg(long, value_name = "FILE", value_parser = authorities, conflicts_with = "insecure")]
+    ca: Option<Arc<RootCertStore>>,
+    /// Believe any certificate of `wss://`
+    #[arg(long)]
+    insecure: bool,
     /// An address to connect from; again for more: each has some 28,000 ports
     #[arg(long, value_name = "ADDRESS")]
     source: Vec<IpAddr>,
@@ -189,6 +210,10 @@ const IN_FLIGHT_UNDER_RATE: u32 = 64;
 const SIZE_MAX: i64 = 1 << 30;
 
 pub(super) fn run(command: BenchCommand) -> Exit {
+    if let Some(mistake) = command.mistake() {
+        output::complain(&format!("error: {mistake}\n"));
+        return Exit::Usage;
+    }
     match command {
         BenchCommand::Echo(arguments) => {
             let (pace, in_flight) = match arguments.rate {
@@ -196,19 +221,19 @@ pub(super) fn run(command: BenchCommand) -> Exit {
                 Some(rate) => (Pace::PerSecond(rate), IN_FLIGHT_UNDER_RATE),
             };
             let shape = arguments.messages.shape(arguments.in_flight.unwrap_or(in_flight));
-            let (mut setting, form) = arguments.load.setting();
+            let (mut setting, form) = arguments.load.setting(false);
             setting.threads = arguments.threads.threads;
             tell(bench::echo(&setting, shape, pace), &form, bench::Report::is_clean)
         }
         BenchCommand::Connect(arguments) => {
-            let (mut setting, form) = arguments.load.setting();
+            let (mut setting, form) = arguments.load.setting(arguments.resumption.resume);
             setting.threads = arguments.threads.threads;
             let report = bench::connect(&setting, arguments.parting.parting());
             tell(report, &form, bench::Report::is_clean)
         }
         BenchCommand::Idle(arguments) => {
             let shape = arguments.messages.shape(1);
-            let (setting, form) = arguments.load.setting();
+            let (setting, form) = arguments.load.setting(false);
             tell(bench::idle(&setting, shape), &form, bench::Report::is_clean)
         }
         BenchCommand::Compare(arguments) => compare(arguments),
@@ -216,18 +241,24 @@ pub(super) fn run(command: BenchCommand) -> Exit {
 }
 
 fn compare(arguments: CompareArguments) -> Exit {
-    let CompareArguments { servers, server_pid, rounds, slice, grace, cases, parting, door, output } =
-        arguments;
-    if let Some(mistake) = mistake(&servers, &server_pid) {
-        output::complain(&format!("error: {mistake}\n"));
-        return Exit::Usage;
-    }
+    let CompareArguments {
+        servers,
+        server_pid,
+        rounds,
+        slice,
+        grace,
+        cases,
+        parting,
+        resumption,
+        door,
+        output,
+    } = arguments;
     let contestants: Vec<Contestant> = servers
         .into_iter()
         .map(|(name, target)| {
             let pids: Vec<u32> =
                 server_pid.iter().filter(|(of, _)| *of == name).map(|(_, pid)| *pid).collect();
-            Contestant { server: Server::new(&pids), door: door.door(vec![target]), name }
+            Contestant { server: Server::new(&pids), door: door.door(vec![target], resumption.resume), name }
         })
         .collect();
     let plan = Plan { rounds, slice, grace, parting: parting.parting() };
@@ -236,8 +267,43 @@ fn compare(arguments: CompareArguments) -> Exit {
     tell(comparisons, &output.form, bench::Comparisons::is_clean)
 }
 
-/// What clap cannot see: names that stand alone, twice, or for nobody.
-fn mistake(servers: &[(String, Target)], server_pid: &[(String, u32)]) -> Option<String> {
+impl BenchCommand {
+    /// What clap cannot see.
+    fn mistake(&self) -> Option<String> {
+        let (urls, door, is_resuming) = match self {
+            Self::Echo(arguments) => (arguments.load.urls.iter().collect(), &arguments.load.door, false),
+            Self::Idle(arguments) => (arguments.load.urls.iter().collect(), &arguments.load.door, false),
+            Self::Connect(arguments) => {
+                (arguments.load.urls.iter().collect(), &arguments.load.door, arguments.resumption.resume)
+            }
+            Self::Compare(arguments) => {
+                if let Some(mistake) = mistake_in_names(&arguments.servers, &arguments.server_pid) {
+                    return Some(mistake);
+                }
+                let urls: Vec<_> = arguments.servers.iter().map(|(_, target)| target).collect();
+                (urls, &arguments.door, arguments.resumption.resume)
+            }
+        };
+        mistake_in_tls(&urls, door, is_resuming).map(str::to_owned)
+    }
+}
+
+/// What is missing to speak TLS, or asked for without it.
+fn mistake_in_tls(urls: &[&Target], door: &DoorArguments, is_resuming: bool) -> Option<&'static str> {
+    let is_tls = urls.iter().any(|target| target.tls_name.is_some());
+    let is_any_believed = door.ca.is_some() || door.insecure;
+    match (is_tls, is_any_believed) {
+        (true, false) => Some(
+            "wss:// takes --ca FILE, the authorities to believe, or --insecure, to believe any certificate",
+        ),
+        (false, true) => Some("--ca and --insecure are for wss://, and no URL has that"),
+        (false, false) if is_resuming => Some("--resume is for wss://, and no URL has that"),
+        _ => None,
+    }
+}
+
+/// Names that stand alone, twice, or for nobody.
+fn mistake_in_names(servers: &[(String, Target)], server_pid: &[(String, u32)]) -> Option<String> {
     if servers.len() < 2 {
         return Some("it takes two servers or more to compare".to_owned());
     }
@@ -304,9 +370,9 @@ impl FormArguments {
 }
 
 impl LoadArguments {
-    fn setting(self) -> (Setting, FormArguments) {
+    fn setting(self, is_resuming: bool) -> (Setting, FormArguments) {
         let setting = Setting {
-            door: self.door.door(self.urls),
+            door: self.door.door(self.urls, is_resuming),
             connections: self.connections,
             duration: self.duration,
             warmup: self.warmup,
@@ -334,8 +400,13 @@ impl PartingArguments {
 }
 
 impl DoorArguments {
-    fn door(&self, targets: Vec<Target>) -> Arc<Door> {
+    fn door(&self, targets: Vec<Target>, is_resuming: bool) -> Arc<Door> {
+        let trust = match &self.ca {
+            Some(roots) => Some(Trust::Authorities(Arc::clone(roots))),
+            None => self.insecure.then_some(Trust::Anybody),
+        };
         Arc::new(Door {
+            tls: trust.map(|trust| Tls::new(targets.len(), &trust, is_resuming)),
             targets,
             sources: self.source.clone(),
             subprotocols: self.subprotocol.clone(),
@@ -346,6 +417,11 @@ impl DoorArguments {
 
 fn target(url: &str) -> Result<Target, String> {
     Target::resolve(url).map_err(|fault| fault.to_string())
+}
+
+fn authorities(file: &str) -> Result<Arc<RootCertStore>, String> {
+    let file = NamedFile { name: file.to_owned(), path: Path::new(file).to_owned() };
+    file.authorities().map_err(|fault| fault.to_string())
 }
 
 /// What stands after a name and `=`.
@@ -461,10 +537,27 @@ mod tests {
             names.iter().map(|name| named::<Target>(&format!("{name}=ws://127.0.0.1/")).unwrap()).collect()
         };
         let pid = |name: &str| [(name.to_owned(), 1)];
-        assert_eq!(mistake(&servers(&["a", "b"]), &pid("b")), None);
-        assert!(mistake(&servers(&["a"]), &[]).unwrap().contains("two servers"));
-        assert!(mistake(&servers(&["a", "b", "a"]), &[]).unwrap().contains("called a"));
-        assert!(mistake(&servers(&["a", "b"]), &pid("c")).unwrap().contains("names c"));
+        assert_eq!(mistake_in_names(&servers(&["a", "b"]), &pid("b")), None);
+        assert!(mistake_in_names(&servers(&["a"]), &[]).unwrap().contains("two servers"));
+        assert!(mistake_in_names(&servers(&["a", "b", "a"]), &[]).unwrap().contains("called a"));
+        assert!(mistake_in_names(&servers(&["a", "b"]), &pid("c")).unwrap().contains("names c"));
+    }
+
+    #[test]
+    fn who_speaks_tls_says_whom_to_believe() {
+        let (plain, tls) = (target("ws://127.0.0.1/").unwrap(), target("wss://127.0.0.1/").unwrap());
+        let insecure = |insecure| DoorArguments {
+            ca: None,
+            insecure,
+            source: Vec::new(),
+            subprotocol: Vec::new(),
+            header: Vec::new(),
+        };
+        assert!(mistake_in_tls(&[&plain, &tls], &insecure(false), false).unwrap().contains("--ca FILE"));
+        assert!(mistake_in_tls(&[&plain], &insecure(true), false).unwrap().contains("no URL"));
+        assert!(mistake_in_tls(&[&plain], &insecure(false), true).unwrap().contains("--resume"));
+        assert_eq!(mistake_in_tls(&[&plain], &insecure(false), false), None);
+        assert_eq!(mistake_in_tls(&[&plain, &tls], &insecure(true), true), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ import math
 import os
 import pty
 import re
+import ssl
 import subprocess
 
 import pytest
@@ -31,7 +32,9 @@ class Server:
 
     async def __aenter__(self):
         self.server = await serve(self.converse, "127.0.0.1", 0, **self.options)
-        self.url = f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/"
+        self.port = self.server.sockets[0].getsockname()[1]
+        scheme = "wss" if "ssl" in self.options else "ws"
+        self.url = f"{scheme}://127.0.0.1:{self.port}/"
         return self
 
     async def converse(self, connection):
@@ -274,3 +277,100 @@ def test_a_terminal_is_shown_progress_and_bars_and_a_pipe_plain_text():
     progress, _, summary = shown.stdout.rpartition("\r\x1b[K")
     assert shown.code == 0 and "█" in summary and "\x1b" not in summary, summary
     assert re.search(r"\r\x1b\[K\d\.\d of 1\.2 s, \d+ messages/s, p50 .*, p99 .*, 0 errors", progress), progress
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The folder of a certificate for 127.0.0.1, which is its own authority, and its key: `cert.pem`, `key.pem`."""
+    folder = tmp_path_factory.mktemp("certificate")
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"]
+    command = ["openssl", "req", "-x509", *kind, *names, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def in_tls(folder, tickets=True):
+    """What makes a server one of TLS 1.3, whose sessions can be resumed or not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    if not tickets:
+        context.num_tickets = 0
+    return {"ssl": context}
+
+
+def test_every_scenario_speaks_tls(certificate):
+    """And the server saw resumed sessions where they were asked for, else full ones alone."""
+    were_reused = []
+
+    async def run(scenario, *arguments):
+        were_reused.clear()
+
+        def note(connection, _request):
+            were_reused.append(connection.transport.get_extra_info("ssl_object").session_reused)
+
+        async with Server(honest, **in_tls(certificate), process_request=note) as server:
+            load = ["--connections=2", "--warmup=0s", "--duration=300ms", "--json", *arguments]
+            return (await bench(scenario, server.url, *load)).json()
+
+    ca = f"--ca={certificate / 'cert.pem'}"
+    for trust in (ca, "--insecure"):
+        assert asyncio.run(run("echo", "--size=30", "--in-flight=3", trust))["messages"] > 0
+    assert asyncio.run(run("echo", "--size=200000", "--in-flight=2", ca))["messages"] > 0
+    assert asyncio.run(run("idle", ca))["messages"] == 2
+    full = asyncio.run(run("connect", ca))
+    assert full["messages"] == len(were_reused) > 2 and not any(were_reused), were_reused
+    resumed = asyncio.run(run("connect", ca, "--resume"))
+    # The first of each connection at a time got the tickets, and does not count.
+    assert resumed["messages"] == sum(were_reused) > 0 and were_reused.count(False) <= 2, were_reused
+    assert set(full) == set(resumed) and set(full["latency_us"]) == LATENCY_KEYS
+
+
+def test_servers_in_tls_and_without_are_compared(certificate):
+    async def run():
+        async with Server(honest) as first, Server(honest, **in_tls(certificate)) as second:
+            cases = ["--case=2:20:1", "--case=connect:2"]
+            servers = [f"a={first.url}", f"b={second.url}"]
+            trust = f"--ca={certificate / 'cert.pem'}"
+            return await bench("compare", *servers, trust, "--resume", "--rounds=2", "--slice=200ms", "--json", *cases)
+
+    comparison = asyncio.run(run()).json()
+    names = [[server["name"] for server in case["servers"]] for case in comparison["cases"]]
+    assert names == [["a", "b"], ["a", "b"]]
+
+
+def test_a_server_that_does_not_resume_is_caught(certificate):
+    async def run():
+        async with Server(honest, **in_tls(certificate, tickets=False)) as server:
+            load = ["--connections=2", "--warmup=0s", "--duration=300ms", "--insecure", "--resume", "--json"]
+            return await bench("connect", server.url, *load)
+
+    outcome = asyncio.run(run())
+    assert outcome.code == 1 and json.loads(outcome.stdout)["faults"] == {"not_resumed": 2}, outcome.stdout
+
+
+def test_whom_to_believe_is_said_before_anything_is_sent(certificate, tmp_path):
+    """What is missing, in vain or unreadable is a mistake of whoever typed it; what is not believed is a failure."""
+    nothing = tmp_path / "empty.pem"
+    nothing.touch()
+    mistakes = {
+        "--ca FILE, the authorities to believe, or --insecure": ["wss://127.0.0.1:9/"],
+        "--ca and --insecure are for wss://": ["ws://127.0.0.1:9/", "--insecure"],
+        "--resume is for wss://": ["ws://127.0.0.1:9/", "--resume"],
+        "the file holds no certificate in PEM": ["wss://127.0.0.1:9/", f"--ca={nothing}"],
+        "the file cannot be read": ["wss://127.0.0.1:9/", f"--ca={tmp_path / 'missing.pem'}"],
+        "cannot be used with": ["wss://127.0.0.1:9/", "--insecure", f"--ca={certificate / 'cert.pem'}"],
+    }
+    for words, arguments in mistakes.items():
+        outcome = asyncio.run(bench("connect", *arguments))
+        assert outcome.code == 2 and words in outcome.stderr, outcome.stderr
+
+    async def run(host):
+        async with Server(honest, **in_tls(certificate)) as server:
+            trust = f"--ca={certificate / 'cert.pem'}"
+            return await bench("echo", f"wss://{host}:{server.port}/", trust, "--warmup=0s", "--duration=100ms")
+
+    assert asyncio.run(run("127.0.0.1")).code == 0
+    misnamed = asyncio.run(run("localhost"))
+    assert misnamed.code == 1 and "not valid for name" in misnamed.stderr, misnamed.stderr

@@ -27,7 +27,7 @@ use super::socket;
 use super::stream::{Gone, Received};
 use crate::metrics::{TlsFailure, TlsHandshake};
 
-pub use self::client::ClientSettings;
+pub use self::client::{ClientSettings, Comeback, Trust};
 pub use self::server::{ServerSettings, Tickets};
 pub use rustls::pki_types::ServerName;
 
