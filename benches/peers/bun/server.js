@@ -1,10 +1,19 @@
 // An echo server on Bun, whose WebSocket server is uWebSockets. It prints its address once it listens.
 //
-//     bun server.js [PORT]
+//     bun server.js [PORT [FOLDER]]
+//
+// With a folder, that of cert.pem and key.pem, it speaks TLS.
+
+const [port, folder] = process.argv.slice(2);
+const tls = folder && {
+  cert: Bun.file(`${folder}/cert.pem`),
+  key: Bun.file(`${folder}/key.pem`),
+};
 
 const server = Bun.serve({
+  tls,
   hostname: "127.0.0.1",
-  port: Number(process.argv[2] ?? 0),
+  port: Number(port ?? 0),
   fetch(request, server) {
     if (server.upgrade(request)) return;
     return new Response("open a WebSocket\n", { status: 426 });
@@ -20,4 +29,4 @@ const server = Bun.serve({
   },
 });
 
-console.log(`ws://127.0.0.1:${server.port}/`);
+console.log(`${tls ? "wss" : "ws"}://127.0.0.1:${server.port}/`);
