@@ -412,6 +412,78 @@ def test_an_idle_connection_is_a_1001_for_both(io_driver):
         assert ends(relay(io_driver, route(upstream), scenario, config=config)) == {"idle": 1}
 
 
+def test_a_connection_on_which_only_the_upstream_speaks_is_not_idle(io_driver):
+    async def scenario(gateway):
+        async with connected(gateway, upstream) as (client, peer):
+            start = time.monotonic()
+            while time.monotonic() - start < 1.5:
+                # It is silence, shorter than the timeout, that nobody is to be let go for.
+                await asyncio.sleep(0.1)
+                await peer.send(server_frame(TEXT, b"tick"))
+                assert await client.frame() == Frame(True, TEXT, b"tick")
+            assert await client.frame() == Frame(True, CLOSE, GOING_AWAY)
+            assert await peer.frame() == Frame(True, CLOSE, GOING_AWAY)
+            await client.send(close_frame(1001))
+            await peer.send(server_frame(CLOSE, GOING_AWAY))
+            await client.end()
+            await peer.end()
+
+    with Upstream() as upstream:
+        config = CONFIG.replace("[limits]", "[limits]\nidle_timeout_ms = 500")
+        assert ends(relay(io_driver, route(upstream), scenario, config=config)) == {"idle": 1}
+
+
+def test_a_close_that_the_upstream_does_not_answer_is_answered_in_its_place(io_driver):
+    async def scenario(gateway):
+        async with connected(gateway, upstream) as (client, peer):
+            await client.send(close_frame(1000))
+            assert await peer.frame() == Frame(True, CLOSE, NORMAL)
+            assert await client.frame() == Frame(True, CLOSE, BAD_GATEWAY)
+            await client.end()
+            await peer.end()
+
+    with Upstream() as upstream:
+        metrics = relay(io_driver, route(upstream), scenario)
+    assert ends(metrics) == {"upstream_gone": 1}
+    assert metrics.by("initiator", "closes_total", port="a") == {"client": 1}
+
+
+def test_a_client_whose_upstream_does_not_read_is_told(io_driver):
+    async def scenario(gateway):
+        async with connected(gateway, upstream) as (client, peer):
+            peer.writer.transport.pause_reading()
+            sending = asyncio.create_task(client.send(frame(BINARY, bytes(15 << 20))))
+            assert await client.frame() == Frame(True, CLOSE, BAD_GATEWAY)
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                await sending
+
+    with Upstream() as upstream:
+        assert ends(relay(io_driver, route(upstream), scenario)) == {"upstream_gone": 1}
+
+
+@pytest.mark.parametrize("from_upstream", [True, False])
+def test_who_ends_in_the_middle_of_a_frame_is_not_waited_for_to_answer(io_driver, from_upstream):
+    """A Close of the gateway's that found no place any more was heard by nobody."""
+
+    async def scenario(gateway):
+        async with connected(gateway, upstream) as (client, peer):
+            leaver, other = (peer, client) if from_upstream else (client, peer)
+            said = server_frame(TEXT, bytes(100)) if from_upstream else frame(TEXT, bytes(100))
+            await leaver.send(said[:50])
+            assert len(await other.reader.readexactly(50)) == 50
+            # The one that is between frames hears at once that it has been idle; the other one's Close waits.
+            assert await leaver.frame() == Frame(True, CLOSE, GOING_AWAY)
+            start = time.monotonic()
+            leaver.finish_sending()
+            await other.end()
+            assert time.monotonic() - start < 0.7, "it waited for the close timeout"
+
+    with Upstream() as upstream:
+        config = CONFIG.replace("[limits]", "[limits]\nidle_timeout_ms = 500")
+        relay(io_driver, route(upstream), scenario, config=config)
+
+
 @pytest.mark.parametrize("service", ["websocket", "tcp"])
 def test_an_upstream_on_a_unix_socket_is_as_any_other(io_driver, service, tmp_path):
     async def scenario(gateway):
