@@ -177,6 +177,10 @@ def test_a_second_request_behind_the_first_reaches_no_upstream(io_driver, answer
                     if answer == "101":
                         await peer.send(ACCEPTED)
                         assert (await client.response()).status == 101
+                        # All that it hears of the request is what was wrong with it as a frame.
+                        assert await peer.frame() == Frame(True, CLOSE, b"\x03\xeareserved_bits")
+                        head = peer.received
+                        peer.finish_sending()
                         await client.closed(1002)
                     else:
                         await peer.send(b"HTTP/1.1 403 x\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n")
