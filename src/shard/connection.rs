@@ -6,29 +6,26 @@
 //! Most heads are there when the connection is accepted, so the first look is taken at once; only where bytes are
 //! missing does a task wait for them. The open connection is a task of its own, which keeps nothing of the handshake.
 
-use std::borrow::Cow;
+mod arrival;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use self::arrival::{TlsStage, is_from_a_proxy, refuse_at_limit, refuse_stranger};
+use super::decision::{Decision, decide};
 use super::table::Table;
-use crate::config::{Relay, Route, Service};
 use crate::metrics::{Direction, End, HandshakeResult, TlsFailure};
 use crate::net::clock;
 use crate::net::contain::{contain, contain_now};
 use crate::net::stream::{Gone, Received, Stream};
 use crate::net::timers::{Tick, ticks};
-use crate::net::tls::OVERLOAD_ALERT;
 use crate::protocol::http::field_storage;
-use crate::protocol::http::forward::{RequestPassage, Sender};
 use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::{BodyFraming, RequestHead};
 use crate::protocol::http::scan::HeadScan;
-use crate::protocol::proxy_protocol;
-use crate::protocol::websocket::handshake::{self, Opening, Request};
-use crate::route::policy::{self, is_within};
 use crate::service::messages::Messages;
-use crate::service::opening::{self, Asking, Interruption, Outcome, Question};
+use crate::service::opening::{self, Asking, Interruption, Outcome};
 use crate::service::relay::{self, Content, Early, Upstream};
 use crate::service::{Client, Life, Phase, Place, Port, page, retry_after_s};
 
@@ -55,17 +52,6 @@ struct Connection {
     uncounted: usize,
     /// There while a handshake is in progress: not while nothing of a further request has come.
     waiting: Option<Waiting>,
-}
-
-/// How far TLS has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TlsStage {
-    /// It has to come, and nothing of it has.
-    Awaited,
-    /// The handshake is under way.
-    Handshake,
-    /// The port speaks none, or the handshake is done.
-    Passed,
 }
 
 /// What one look at the bytes led to.
@@ -261,55 +247,6 @@ impl Connection {
         }
     }
 
-    /// Takes note where a TLS handshake is done.
-    fn look_at_handshake(&mut self) {
-        if self.tls == TlsStage::Handshake
-            && let Some(handshake) = self.client.stream.tls_handshake()
-        {
-            self.table.port().cells.tls_handshake(handshake);
-            self.tls = TlsStage::Passed;
-        }
-    }
-
-    /// Begins TLS with the first bytes of the client, unless they say that it does not speak TLS.
-    fn begin_tls(&mut self, bytes: &[u8]) -> Step {
-        let port = Rc::clone(self.table.port());
-        if speaks_http(bytes) {
-            self.uncounted += bytes.len();
-            return self.refuse(BadRequest::PlainHttp.into(), None, asks_for_head_alone(bytes));
-        }
-        let settings = port.tls.as_ref().expect("a port without TLS awaits none").load();
-        self.client.stream.begin_tls(&settings, bytes, &port.resources.sealed);
-        self.tls = TlsStage::Handshake;
-        self.wait_for_more();
-        Step::Look
-    }
-
-    /// Reads the PROXY header, and what follows it as the client's own bytes.
-    fn read_proxy(&mut self, bytes: &[u8]) -> Step {
-        self.head.extend_from_slice(bytes);
-        match proxy_protocol::parse(&self.head) {
-            Ok(Some(header)) => {
-                self.proxied = header.addresses.map(|addresses| addresses.client);
-                self.awaits_proxy = false;
-                let rest = self.head.split_off(header.size);
-                self.head = Vec::new();
-                match self.tls {
-                    _ if rest.is_empty() => self.wait_for_more(),
-                    TlsStage::Awaited => {
-                        // What is counted inside TLS is what was said.
-                        self.uncounted -= rest.len();
-                        self.begin_tls(&rest)
-                    }
-                    TlsStage::Handshake | TlsStage::Passed => self.read(&rest),
-                }
-            }
-            Ok(None) => self.wait_for_more(),
-            // It may be anything but HTTP, so nobody would understand an answer.
-            Err(_) => Step::Gone(End::ProxyHeaderInvalid),
-        }
-    }
-
     /// Looks at what was kept.
     fn look_again(&mut self) -> Step {
         if self.head.is_empty() {
@@ -352,116 +289,28 @@ impl Connection {
         }
     }
 
-    /// Answers a request: the one place where it is decided what becomes of it.
+    /// Does with a request what was decided.
     fn answer(&mut self, head: &RequestHead<'_>, rest: &[u8]) -> Step {
         let table = Rc::clone(&self.table);
-        let place = table.find(head.host(), head.path());
-        let route_index = place.map(|place| place.route_index);
-        let request = match handshake::judge(head) {
-            Ok(request) => request,
-            Err(refusal) => return self.refuse(refusal, route_index, head.is_head()),
-        };
-        let Some(place) = place else {
-            return self.refuse(Refusal::NoRoute, None, head.is_head());
-        };
-        if self.client.resources().phase() != Phase::Serving {
-            let refusal = Refusal::Draining { retry_after_s: retry_after_s() };
-            return self.refuse(refusal, route_index, head.is_head());
-        }
-        match (request, place.service) {
-            (Request::Opening(opening), service) if service.is_websocket() => {
-                self.accept(&opening, head, place, rest)
-            }
-            (Request::Opening(_), _) => self.refuse(Refusal::NoRoute, route_index, false),
-            (Request::Plain, Service::Page) => self.page(head, place, rest),
-            (Request::Plain, _) if matches!(head.method(), "GET" | "HEAD") => {
-                self.refuse(Refusal::UpgradeRequired, route_index, head.is_head())
-            }
-            (Request::Plain, _) => {
-                self.refuse(Refusal::MethodNotAllowed { allow: "GET" }, route_index, false)
-            }
-        }
-    }
-
-    /// Answers an opening handshake that broke no rule, if the route's policy allows it.
-    fn accept(
-        &mut self,
-        opening: &Opening<'_>,
-        head: &RequestHead<'_>,
-        place: &Rc<Place>,
-        rest: &[u8],
-    ) -> Step {
-        let route = self.table.route(place);
-        if !policy::allows_origin(&route.origins, opening.origin(), self.table.same_origin(head)) {
-            return self.refuse(Refusal::OriginNotAllowed, Some(place.route_index), false);
-        }
-        let answer = || {
-            let mut answer = Vec::with_capacity(256);
-            handshake::write_accept(
-                &mut answer,
-                opening.key(),
-                opening.select_subprotocol(&route.subprotocols),
-            );
-            answer
-        };
-        let Some(upstreams) = &place.upstreams else {
-            self.count_accepted(place);
-            return match self.send(answer()) {
-                Ok(unsent) => {
-                    let early = if rest.is_empty() { None } else { Some(rest.into()) };
-                    Step::Open { place: Rc::clone(place), unsent, early }
+        let peer = || self.proxied.or_else(|| self.client.stream.peer_address()).map(|peer| peer.ip());
+        match decide(&table, head, peer) {
+            Decision::Refuse { refusal, route_index } => self.refuse(refusal, route_index, head.is_head()),
+            Decision::Open { place, answer } => {
+                self.count_accepted(place);
+                match self.send(answer) {
+                    Ok(unsent) => {
+                        let early = if rest.is_empty() { None } else { Some(rest.into()) };
+                        Step::Open { place: Rc::clone(place), unsent, early }
+                    }
+                    Err(Gone) => Step::Gone(End::ClientGone),
                 }
-                Err(Gone) => Step::Gone(End::ClientGone),
-            };
-        };
-        let Some(peer) = self.proxied.or_else(|| self.client.stream.peer_address()) else {
-            return Step::Gone(End::ClientGone);
-        };
-        let is_trusted = |address| is_within(&route.trusted, address);
-        let sender = Sender::of(head, peer.ip().to_canonical(), is_trusted);
-        if sender.has_ignored() {
-            self.table.port().cells.forwarding_ignored.increment();
-        }
-        let question = if place.service == Service::Tcp {
-            Question::Nothing { answer: answer() }
-        } else {
-            match self.question(opening, head, route, &upstreams.relay, sender) {
-                Ok(question) => question,
-                Err(refusal) => return self.refuse(refusal, Some(place.route_index), false),
             }
-        };
-        let hash = opening::stickiness(upstreams.group.balance(), head, sender.client());
-        Step::Ask {
-            place: Rc::clone(place),
-            asking: Box::new(Asking { question, hash, client: sender.client() }),
-            early: rest.to_vec(),
+            Decision::Ask { place, asking } => {
+                Step::Ask { place: Rc::clone(place), asking, early: rest.to_vec() }
+            }
+            Decision::Page { place } => self.page(head, place, rest),
+            Decision::ClientGone => Step::Gone(End::ClientGone),
         }
-    }
-
-    /// What a WebSocket server is asked for a client.
-    fn question(
-        &self,
-        opening: &Opening<'_>,
-        head: &RequestHead<'_>,
-        route: &Route,
-        relay: &Relay,
-        sender: Sender,
-    ) -> Result<Question, Refusal> {
-        let path: Cow<'_, str> = match &relay.upstream_path {
-            Some(upstream_path) => route.path.rewrite(head.path(), upstream_path).into(),
-            None => head.path().into(),
-        };
-        let passage = RequestPassage {
-            path: &path,
-            sender,
-            is_secure: self.table.is_secure(),
-            port: self.table.public_port(),
-            edits: relay.request_headers.view(),
-            random: self.client.resources().random.bytes(),
-        };
-        let mut request = Vec::with_capacity(1024);
-        passage.write(head, &mut request)?;
-        Ok(Question::Head { request, offer: opening.offer() })
     }
 
     /// Counts an opening handshake that is accepted.
@@ -634,27 +483,9 @@ impl Connection {
     }
 }
 
-/// Whether the first bytes on a port of TLS begin a request of plain HTTP: a method, where a record would begin with its
-/// type.
-fn speaks_http(bytes: &[u8]) -> bool {
-    bytes.first().is_some_and(u8::is_ascii_alphabetic)
-}
-
 /// Whether these bytes begin a HEAD request, be it one that cannot be parsed (RFC 9110 section 9.3.2).
 fn asks_for_head_alone(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"HEAD ")
-}
-
-/// Whether a connection comes from where this port expects its PROXY headers from, if it expects any.
-fn is_from_a_proxy(client: &Client, table: &Table) -> bool {
-    table.port().proxies.as_ref().is_none_or(|networks| {
-        client.stream.peer_address().is_some_and(|peer| is_within(networks, peer.ip()))
-    })
-}
-
-/// Ends a connection that comes from elsewhere: what it says of its client cannot be believed.
-fn refuse_stranger(mut client: Client) {
-    client.life.end(End::ProxyHeaderInvalid);
 }
 
 /// Counts a handshake that is in progress.
@@ -678,34 +509,4 @@ impl Drop for Waiting {
 /// The open connection, a task of its own.
 fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) {
     Messages::new(client, place, early).spawn();
-}
-
-/// Answers a connection for which there is no room, without waiting for its request.
-fn refuse_at_limit(client: Client, table: &Rc<Table>) {
-    let mut connection = Connection::new(client, table);
-    // What has arrived of the request is taken, so that closing does not reset the connection and lose the answer.
-    let resources = Rc::clone(connection.client.resources());
-    if let Received::Bytes(size) = connection.client.stream.receive_now(&mut resources.scratch.lend())
-        && connection.tls == TlsStage::Passed
-    {
-        table.port().cells.wire_bytes(Direction::Received).add(size as u64);
-    }
-    let refusal = Refusal::ConnectionLimit { retry_after_s: retry_after_s() };
-    let step = if connection.tls == TlsStage::Passed {
-        connection.refuse(refusal, None, false)
-    } else {
-        table.port().cells.handshake(HandshakeResult::from(refusal));
-        match connection.send(OVERLOAD_ALERT.to_vec()) {
-            Ok(unsent) => Step::Leave { unsent, end: End::Limit },
-            Err(Gone) => Step::Gone(End::Limit),
-        }
-    };
-    match resources.linger_at_limit() {
-        Some(guard) => drop(monoio::spawn(contain(async move {
-            connection.go_on(step).await;
-            drop(guard);
-        }))),
-        // Even letting clients go politely takes descriptors, and there are no more for that.
-        None => connection.client.life.end(End::Limit),
-    }
 }

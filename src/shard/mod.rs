@@ -5,6 +5,7 @@
 
 mod accept;
 mod connection;
+mod decision;
 mod mailbox;
 mod table;
 

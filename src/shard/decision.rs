@@ -1,0 +1,132 @@
+//! What becomes of a request: the one place where that is decided, whichever way the request came.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use super::table::Table;
+use crate::config::{Relay, Route, Service};
+use crate::protocol::http::forward::{RequestPassage, Sender};
+use crate::protocol::http::refusal::Refusal;
+use crate::protocol::http::request::RequestHead;
+use crate::protocol::websocket::handshake::{self, Opening, Request};
+use crate::route::policy::{self, is_within};
+use crate::service::opening::{self, Asking, Question};
+use crate::service::{Phase, Place, retry_after_s};
+
+/// What becomes of a request.
+pub(super) enum Decision<'t> {
+    /// It is refused, on this route if it has one.
+    Refuse { refusal: Refusal, route_index: Option<usize> },
+    /// It opens a WebSocket that is spoken here; `answer` is the head of the 101.
+    Open { place: &'t Rc<Place>, answer: Vec<u8> },
+    /// It opens a WebSocket to an upstream, which is asked first.
+    Ask { place: &'t Rc<Place>, asking: Box<Asking> },
+    /// It asks for the built-in page.
+    Page { place: &'t Rc<Place> },
+    /// The client is gone: it has no address any more.
+    ClientGone,
+}
+
+impl Decision<'_> {
+    fn refuse(refusal: impl Into<Refusal>, route_index: Option<usize>) -> Self {
+        Self::Refuse { refusal: refusal.into(), route_index }
+    }
+}
+
+/// Decides what becomes of a request; `peer` tells who sent it, and is asked where an upstream has to know.
+pub(super) fn decide<'t>(
+    table: &'t Table,
+    head: &RequestHead<'_>,
+    peer: impl FnOnce() -> Option<IpAddr>,
+) -> Decision<'t> {
+    let place = table.find(head.host(), head.path());
+    let route_index = place.map(|place| place.route_index);
+    let request = match handshake::judge(head) {
+        Ok(request) => request,
+        Err(refusal) => return Decision::refuse(refusal, route_index),
+    };
+    let Some(place) = place else {
+        return Decision::refuse(Refusal::NoRoute, None);
+    };
+    if place.resources().phase() != Phase::Serving {
+        return Decision::refuse(Refusal::Draining { retry_after_s: retry_after_s() }, route_index);
+    }
+    match (request, place.service) {
+        (Request::Opening(opening), service) if service.is_websocket() => {
+            accept(table, place, head, &opening, peer)
+        }
+        (Request::Opening(_), _) => Decision::refuse(Refusal::NoRoute, route_index),
+        (Request::Plain, Service::Page) => Decision::Page { place },
+        (Request::Plain, _) if matches!(head.method(), "GET" | "HEAD") => {
+            Decision::refuse(Refusal::UpgradeRequired, route_index)
+        }
+        (Request::Plain, _) => Decision::refuse(Refusal::MethodNotAllowed { allow: "GET" }, route_index),
+    }
+}
+
+/// Accepts an opening handshake that broke no rule, if the route's policy allows it.
+fn accept<'t>(
+    table: &'t Table,
+    place: &'t Rc<Place>,
+    head: &RequestHead<'_>,
+    opening: &Opening<'_>,
+    peer: impl FnOnce() -> Option<IpAddr>,
+) -> Decision<'t> {
+    let route = table.route(place);
+    if !policy::allows_origin(&route.origins, opening.origin(), table.same_origin(head)) {
+        return Decision::refuse(Refusal::OriginNotAllowed, Some(place.route_index));
+    }
+    let answer = || {
+        let mut answer = Vec::with_capacity(256);
+        let subprotocol = opening.select_subprotocol(&route.subprotocols);
+        handshake::write_accept(&mut answer, opening.key(), subprotocol);
+        answer
+    };
+    let Some(upstreams) = &place.upstreams else {
+        return Decision::Open { place, answer: answer() };
+    };
+    let Some(peer) = peer() else {
+        return Decision::ClientGone;
+    };
+    let sender = Sender::of(head, peer.to_canonical(), |address| is_within(&route.trusted, address));
+    if sender.has_ignored() {
+        table.port().cells.forwarding_ignored.increment();
+    }
+    let question = if place.service == Service::Tcp {
+        Question::Nothing { answer: answer() }
+    } else {
+        match question(table, opening, head, route, &upstreams.relay, sender) {
+            Ok(question) => question,
+            Err(refusal) => return Decision::refuse(refusal, Some(place.route_index)),
+        }
+    };
+    let hash = opening::stickiness(upstreams.group.balance(), head, sender.client());
+    Decision::Ask { place, asking: Box::new(Asking { question, hash, client: sender.client() }) }
+}
+
+/// What a WebSocket server is asked for a client.
+fn question(
+    table: &Table,
+    opening: &Opening<'_>,
+    head: &RequestHead<'_>,
+    route: &Route,
+    relay: &Relay,
+    sender: Sender,
+) -> Result<Question, Refusal> {
+    let path: Cow<'_, str> = match &relay.upstream_path {
+        Some(upstream_path) => route.path.rewrite(head.path(), upstream_path).into(),
+        None => head.path().into(),
+    };
+    let passage = RequestPassage {
+        path: &path,
+        sender,
+        is_secure: table.is_secure(),
+        port: table.public_port(),
+        edits: relay.request_headers.view(),
+        random: table.port().resources.random.bytes(),
+    };
+    let mut request = Vec::with_capacity(1024);
+    passage.write(head, &mut request)?;
+    Ok(Question::Head { request, offer: opening.offer() })
+}
