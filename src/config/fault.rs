@@ -157,6 +157,10 @@ pub enum Problem {
     BadFieldValue,
     /// Not a host that a request could name.
     BadHostField { value: String },
+    /// A key that is about opening handshakes, of a route that takes none.
+    TakesNoWebSocket,
+    /// `websocket = false` of a service that is nothing else.
+    AlwaysWebSocket { service: Service },
     /// A key that means nothing to the route's service.
     NotForService { service: Service },
     /// A file that a certificate, a key or an authority was to be read from.
@@ -295,6 +299,12 @@ impl fmt::Display for Problem {
             Self::BadField { name, fault } => write!(out, "{name:?} cannot be edited: {fault}"),
             Self::BadFieldValue => write!(out, "this is not the value of a field"),
             Self::BadHostField { value } => write!(out, "no request names {value:?} as its host"),
+            Self::TakesNoWebSocket => {
+                out.write_str("it is about opening handshakes, and the route takes none")
+            }
+            Self::AlwaysWebSocket { service } => {
+                write!(out, "the service {:?} answers opening handshakes alone", service.label())
+            }
             Self::NotForService { service } => {
                 write!(out, "the service {:?} has no use for it", service.label())
             }
@@ -435,7 +445,8 @@ impl Problem {
                 "Write a host, with its port or without, such as \"app.internal\" or \"app.internal:8080\"."
                     .into()
             }
-            Self::NotForService { .. } => "Remove it.".into(),
+            Self::TakesNoWebSocket => "Add websocket = true, or remove it.".into(),
+            Self::AlwaysWebSocket { .. } | Self::NotForService { .. } => "Remove it.".into(),
             Self::Certificate { fault, .. } => certificate_help(*fault).into(),
             Self::TooMany { reason, .. } => (*reason).into(),
         }
@@ -505,14 +516,18 @@ fn certificate_help(fault: CertificateFault) -> &'static str {
 /// What to write in place of an upstream.
 fn upstream_help(service: Service, fault: UpstreamFault) -> &'static str {
     match (fault, service) {
-        (UpstreamFault::NotOnlyAnAddress, Service::WebSocket) => {
+        (UpstreamFault::NotOnlyAnAddress, Service::WebSocket | Service::Http) => {
             "Write scheme, host and port alone: a path belongs in `upstream_path`, credentials in `request_headers`."
         }
         (UpstreamFault::NotOnlyAnAddress, _) => "Write scheme, host and port alone.",
         (UpstreamFault::SocketPath, Service::WebSocket) => "Write, for example, \"ws+unix:///run/app.sock\".",
+        (UpstreamFault::SocketPath, Service::Http) => "Write, for example, \"http+unix:///run/app.sock\".",
         (UpstreamFault::SocketPath, _) => "Write, for example, \"unix:///run/app.sock\".",
         (_, Service::WebSocket) => {
             "Write, for example, \"ws://127.0.0.1:9001\" or \"ws+unix:///run/app.sock\"."
+        }
+        (_, Service::Http) => {
+            "Write, for example, \"http://127.0.0.1:3000\" or \"http+unix:///run/app.sock\"."
         }
         _ => "Write, for example, \"tcp://127.0.0.1:6379\" or \"unix:///run/app.sock\".",
     }

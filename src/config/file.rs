@@ -49,6 +49,7 @@ pub(super) const ROUTE: Schema = Schema {
         "ports",
         "path",
         "service",
+        "websocket",
         "origins",
         "subprotocols",
         "limits",
@@ -103,12 +104,12 @@ const KEYS_NOT_YET: &[(&str, &[&str])] = &[
     ("[gateway]", &["control_socket"]),
     ("[limits]", PER_ADDRESS),
     ("[port.limits]", PER_ADDRESS),
-    ("[[route]]", &["websocket", "deflate", "auth"]),
+    ("[[route]]", &["deflate", "auth"]),
 ];
 /// Limits whose 0 means off, which this version can do.
 const PER_ADDRESS: &[&str] = &["connections_per_address_max", "handshakes_per_address_per_s"];
 /// The services that this version has no code for, likewise.
-pub(super) const SERVICES_NOT_YET: &[&str] = &["http", "files", "redirect", "topics"];
+pub(super) const SERVICES_NOT_YET: &[&str] = &["files", "redirect", "topics"];
 
 /// The range of a number.
 #[derive(Clone, Copy, Debug)]
@@ -251,6 +252,14 @@ impl<'t> Reader<'t> {
         match item.value {
             DeValue::String(text) => Some(text),
             _ => self.wrong_type(item, "a string"),
+        }
+    }
+
+    /// The boolean that `item` is, or a fault.
+    pub(super) fn boolean(&mut self, item: &Item<'t>) -> Option<bool> {
+        match item.value {
+            DeValue::Boolean(value) => Some(*value),
+            _ => self.wrong_type(item, "true or false"),
         }
     }
 

@@ -41,6 +41,12 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// From the first Close to the end of the connection: somebody who never answers must not hold it.
     pub close_timeout: Duration,
+    /// Bytes of the body of a request that is passed on: whoever sends more is refused, by its framing or when it has come.
+    pub request_body_size_max: u64,
+    /// How long a client may send nothing of a body that it has begun.
+    pub body_timeout: Duration,
+    /// How long a connection on which HTTP was answered may wait for its next request.
+    pub keep_alive_timeout: Duration,
     /// Bytes that may wait for one client: what is published to a client that does not read must not fill the memory.
     pub send_queue_size_max: usize,
 }
@@ -61,6 +67,9 @@ impl Limits {
         idle_timeout: None,
         write_timeout: Duration::from_secs(30),
         close_timeout: Duration::from_secs(5),
+        request_body_size_max: 128 << 20,
+        body_timeout: Duration::from_secs(30),
+        keep_alive_timeout: Duration::from_secs(60),
         send_queue_size_max: 1 << 20,
     };
 }
@@ -253,6 +262,30 @@ pub(super) const TABLE: &[Limit] = &[
         bounds: TIMEOUT,
         set: |limits, value| limits.close_timeout = Duration::from_millis(value),
         get: |limits| milliseconds(limits.close_timeout),
+    },
+    Limit {
+        key: "request_body_size_max",
+        bounds: Bounds {
+            unit: Unit::Bytes,
+            min: 1,
+            max: 1 << 50,
+            zero: None,
+            reason: "A body is passed on as it comes, so that its size costs no memory; 1PiB takes weeks.",
+        },
+        set: |limits, value| limits.request_body_size_max = value,
+        get: |limits| limits.request_body_size_max,
+    },
+    Limit {
+        key: "body_timeout_ms",
+        bounds: TIMEOUT,
+        set: |limits, value| limits.body_timeout = Duration::from_millis(value),
+        get: |limits| milliseconds(limits.body_timeout),
+    },
+    Limit {
+        key: "keep_alive_timeout_ms",
+        bounds: TIMEOUT,
+        set: |limits, value| limits.keep_alive_timeout = Duration::from_millis(value),
+        get: |limits| milliseconds(limits.keep_alive_timeout),
     },
     Limit {
         key: "send_queue_size_max",

@@ -180,6 +180,8 @@ pub struct Route {
     pub origins: Origins,
     /// The subprotocols that are spoken, each a token, in the order of preference as written.
     pub subprotocols: Vec<String>,
+    /// Whether opening handshakes are answered, and `origins` means something.
+    pub websocket: bool,
     /// How it relays; there exactly where the service relays.
     pub relay: Option<Relay>,
     /// The networks whose forwarding fields are believed.
@@ -199,23 +201,33 @@ closed_set! {
         WebSocket => "websocket",
         /// Passes the payload of messages to a byte stream, and what comes from it as messages.
         Tcp => "tcp",
+        /// Passes requests on to an HTTP server, and opening handshakes as well if the route takes them.
+        Http => "http",
     }
 }
 
 impl Service {
-    /// Whether the service answers opening handshakes, and `origins` and `subprotocols` mean something to it.
+    /// Whether each route with this service answers opening handshakes; [`Route::websocket`] tells it of one route.
     pub fn is_websocket(self) -> bool {
         match self {
             Self::Echo | Self::WebSocket | Self::Tcp => true,
-            Self::Page => false,
+            Self::Page | Self::Http => false,
         }
     }
 
     /// Whether the service needs upstreams.
     pub fn is_relay(self) -> bool {
         match self {
-            Self::WebSocket | Self::Tcp => true,
+            Self::WebSocket | Self::Tcp | Self::Http => true,
             Self::Echo | Self::Page => false,
+        }
+    }
+
+    /// Whether requests of clients go to an upstream.
+    pub fn passes_requests(self) -> bool {
+        match self {
+            Self::WebSocket | Self::Http => true,
+            Self::Echo | Self::Page | Self::Tcp => false,
         }
     }
 }

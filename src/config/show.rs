@@ -102,7 +102,10 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
     }
     writeln!(out, "path = {}", string(&route.path.to_string()))?;
     writeln!(out, "service = \"{}\"", route.service)?;
-    if route.service.is_websocket() {
+    if route.websocket && !route.service.is_websocket() {
+        writeln!(out, "websocket = true")?;
+    }
+    if route.websocket {
         match &route.origins {
             Origins::Any => writeln!(out, "origins = \"any\"")?,
             Origins::Same => writeln!(out, "origins = \"same\"")?,
@@ -277,6 +280,19 @@ mod tests {
             service = "tcp"
             upstreams = ["tcp://127.0.0.1:6379", "unix:/run/redis.sock"]
             health = { kind = "tcp", timeout_ms = 100 }
+            [[route]]
+            path = "/app/*"
+            service = "http"
+            websocket = true
+            origins = ["https://example.com"]
+            upstreams = ["http://app.internal", "https://[::1]:8443", "http+unix:///run/app.sock"]
+            upstream_tls = { ca = "ca.pem" }
+            limits = { request_body_size_max = "1GiB", body_timeout_ms = 1, keep_alive_timeout_ms = 2 }
+            upstream_limits = { response_timeout_ms = 7, idle_connections_max = 8, idle_connection_timeout_ms = 9 }
+            [[route]]
+            path = "/api/*"
+            service = "http"
+            upstreams = ["http://127.0.0.1:3000"]
             [[route]]
             path = "/plain"
             service = "websocket"

@@ -79,8 +79,8 @@ impl Eq for UpstreamTls {}
 impl Upstream {
     /// Parses an upstream of `service`, which is one that relays.
     ///
-    /// For `websocket`: `ws://HOST`, `ws://HOST:PORT`, the same with `wss`, and `ws+unix:///PATH`. For `tcp`: `tcp://HOST:PORT` and
-    /// `unix:///PATH`. Of the slashes before an absolute path two may be left out.
+    /// For `websocket`: `ws://HOST`, `ws://HOST:PORT`, the same with `wss`, and `ws+unix:///PATH`. For `http` the same with
+    /// `http` and `https`. For `tcp`: `tcp://HOST:PORT` and `unix:///PATH`. Of the slashes before an absolute path two may be left out.
     ///
     /// # Errors
     /// The [`UpstreamFault`].
@@ -88,15 +88,19 @@ impl Upstream {
         let (scheme, rest) = text.split_once(':').unwrap_or_default();
         let authority = rest.strip_prefix("//");
         let address = match (service, scheme, authority) {
-            (Service::WebSocket, "wss", Some(authority)) => socket(authority, Some(443))?,
-            (Service::WebSocket, "ws", Some(authority)) => socket(authority, Some(80))?,
-            (Service::Tcp, "tcp", Some(authority)) => socket(authority, None)?,
-            (Service::WebSocket, "ws+unix", path) | (Service::Tcp, "unix", path) => {
-                unix(path.unwrap_or(rest))?
+            (Service::WebSocket, "wss", Some(authority)) | (Service::Http, "https", Some(authority)) => {
+                socket(authority, Some(443))?
             }
+            (Service::WebSocket, "ws", Some(authority)) | (Service::Http, "http", Some(authority)) => {
+                socket(authority, Some(80))?
+            }
+            (Service::Tcp, "tcp", Some(authority)) => socket(authority, None)?,
+            (Service::WebSocket, "ws+unix", path)
+            | (Service::Http, "http+unix", path)
+            | (Service::Tcp, "unix", path) => unix(path.unwrap_or(rest))?,
             _ => return Err(UpstreamFault::Scheme),
         };
-        Ok(Self { name: text.to_owned(), address, is_tls: scheme == "wss" })
+        Ok(Self { name: text.to_owned(), address, is_tls: matches!(scheme, "wss" | "https") })
     }
 
     /// The name that its certificate has to be for, unless another one was written.
@@ -325,13 +329,16 @@ mod tests {
             (Service::WebSocket, "wss://app", name("app", 443)),
             (Service::WebSocket, "wss://[::1]:9001", socket("[::1]:9001")),
             (Service::WebSocket, "ws+unix:///run/app.sock", unix("/run/app.sock")),
+            (Service::Http, "http://app", name("app", 80)),
+            (Service::Http, "https://app", name("app", 443)),
+            (Service::Http, "http+unix:///run/app.sock", unix("/run/app.sock")),
             (Service::Tcp, "tcp://redis:6379", name("redis", 6379)),
             (Service::Tcp, "tcp://192.0.2.1:22", socket("192.0.2.1:22")),
             (Service::Tcp, "unix:///run/redis.sock", unix("/run/redis.sock")),
             (Service::Tcp, "unix:/run/redis.sock", unix("/run/redis.sock")),
         ] {
             let upstream = Upstream::parse(service, text).unwrap_or_else(|fault| panic!("{text}: {fault}"));
-            let is_tls = text.starts_with("wss");
+            let is_tls = text.starts_with("wss") || text.starts_with("https");
             assert_eq!(upstream, Upstream { name: text.to_owned(), address: expected, is_tls });
         }
     }
@@ -348,6 +355,9 @@ mod tests {
             (Service::WebSocket, "unix:///run/app.sock", UpstreamFault::Scheme),
             (Service::WebSocket, "https://app", UpstreamFault::Scheme),
             (Service::WebSocket, "wss+unix:///run/app.sock", UpstreamFault::Scheme),
+            (Service::Http, "ws://app", UpstreamFault::Scheme),
+            (Service::Http, "https+unix:///run/app.sock", UpstreamFault::Scheme),
+            (Service::Http, "http://app/", UpstreamFault::NotOnlyAnAddress),
             (Service::WebSocket, "wss://app/chat", UpstreamFault::NotOnlyAnAddress),
             (Service::WebSocket, "ws://app/", UpstreamFault::NotOnlyAnAddress),
             (Service::WebSocket, "ws://app:1/chat", UpstreamFault::NotOnlyAnAddress),

@@ -66,7 +66,7 @@ pub(super) fn relay<'t>(
         None => reader.missing(section, "upstreams", example(service)),
     };
     let tls = match &upstreams {
-        Some(upstreams) if service == Service::WebSocket => tls(reader, section, upstreams, base),
+        Some(upstreams) if service.passes_requests() => tls(reader, section, upstreams, base),
         _ => Some(None),
     };
     let balance = match section.get("balance") {
@@ -81,11 +81,11 @@ pub(super) fn relay<'t>(
         None => Some(Vec::new()),
     };
     let upstream_path = match section.get("upstream_path") {
-        Some(item) if service == Service::WebSocket => Some(upstream_path(reader, &item, route_path)),
+        Some(item) if service.passes_requests() => Some(upstream_path(reader, &item, route_path)),
         _ => None,
     };
     let mut headers = |key, schema| match service {
-        Service::WebSocket => header_edits(reader, section, key, schema),
+        service if service.passes_requests() => header_edits(reader, section, key, schema),
         _ => HeaderEdits::default(),
     };
     let request_headers = headers("request_headers", &file::REQUEST_HEADERS);
@@ -112,6 +112,7 @@ pub(super) fn relay<'t>(
 fn example(service: Service) -> &'static str {
     match service {
         Service::Tcp => "upstreams = [\"tcp://127.0.0.1:6379\"]",
+        Service::Http => "upstreams = [\"http://127.0.0.1:3000\"]",
         Service::Echo | Service::Page | Service::WebSocket => "upstreams = [\"ws://127.0.0.1:9001\"]",
     }
 }

@@ -92,12 +92,19 @@ fn route<'t>(
             Service::Echo => [relay::KEYS, &[]],
             Service::Page => [relay::KEYS, &["origins", "subprotocols"]],
             // What the upstream chooses is passed on.
-            Service::WebSocket => [&["subprotocols"], &[]],
+            Service::WebSocket | Service::Http => [&["subprotocols"], &[]],
             Service::Tcp => [relay::REQUEST_KEYS, &[]],
         };
         for item in meaningless.into_iter().flatten().filter_map(|key| section.get(key)) {
             reader.fault::<()>(&item, Problem::NotForService { service });
         }
+    }
+    let websocket = service.and_then(|service| websocket(reader, section, service));
+    if websocket == Some(false)
+        && service == Some(Service::Http)
+        && let Some(item) = section.get("origins")
+    {
+        reader.fault::<()>(&item, Problem::TakesNoWebSocket);
     }
     let (relay, trusted) = match service {
         Some(service) if service.is_relay() => {
@@ -139,6 +146,7 @@ fn route<'t>(
         service: service?,
         origins: origins?,
         subprotocols: subprotocols?,
+        websocket: websocket?,
         relay: match relay {
             Some(relay) => Some(relay?),
             None => None,
@@ -198,6 +206,21 @@ fn service<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Service> {
         return reader.fault(item, Problem::ServiceNotYet { service });
     }
     reader.one_of(item, Service::ALL, Service::label)
+}
+
+/// Whether the route of `section`, which has this service, answers opening handshakes.
+fn websocket<'t>(reader: &mut Reader<'t>, section: &Section<'t>, service: Service) -> Option<bool> {
+    let Some(item) = section.get("websocket") else {
+        return Some(service.is_websocket());
+    };
+    match (reader.boolean(&item)?, service) {
+        (value, Service::Http) => Some(value),
+        (true, service) if service.is_websocket() => Some(true),
+        (false, service) if service.is_websocket() => {
+            reader.fault(&item, Problem::AlwaysWebSocket { service })
+        }
+        (_, service) => reader.fault(&item, Problem::NotForService { service }),
+    }
 }
 
 fn port_set<'t>(reader: &mut Reader<'t>, item: &Item<'t>, ports: &[WrittenPort]) -> Option<PortSet> {

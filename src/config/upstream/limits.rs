@@ -24,6 +24,13 @@ pub struct UpstreamLimits {
     pub eject_after: Option<NonZeroU32>,
     /// How long it is passed over, until one connection is tried again.
     pub eject_for: Duration,
+    /// How long an upstream may say nothing to a request that it has, be it before its response or within.
+    pub response_timeout: Duration,
+    /// Connections without a request that a shard keeps to one upstream, for the next ones.
+    pub idle_connections_max: u32,
+    /// How long such a connection is kept. Servers close theirs, too, many after five seconds: a request that meets that
+    /// is lost, or has to be sent again.
+    pub idle_connection_timeout: Duration,
 }
 
 impl UpstreamLimits {
@@ -36,6 +43,9 @@ impl UpstreamLimits {
         slow_start: Duration::ZERO,
         eject_after: NonZeroU32::new(3),
         eject_for: Duration::from_secs(10),
+        response_timeout: Duration::from_secs(60),
+        idle_connections_max: 64,
+        idle_connection_timeout: Duration::from_secs(4),
     };
 }
 
@@ -52,8 +62,14 @@ pub(in crate::config) struct UpstreamLimit {
 impl UpstreamLimit {
     /// Whether the limit means something to this service, which relays.
     pub(in crate::config) fn is_for(&self, service: Service) -> bool {
-        // A byte stream begins without a handshake.
-        service != Service::Tcp || self.key != "handshake_timeout_ms"
+        match self.key {
+            // A byte stream begins without a handshake.
+            "handshake_timeout_ms" => service != Service::Tcp,
+            "response_timeout_ms" | "idle_connections_max" | "idle_connection_timeout_ms" => {
+                service == Service::Http
+            }
+            _ => true,
+        }
     }
 }
 
@@ -114,6 +130,31 @@ pub(in crate::config) const TABLE: &[UpstreamLimit] = &[
         bounds: TIMEOUT,
         set: |limits, value| limits.eject_for = Duration::from_millis(value),
         get: |limits| milliseconds(limits.eject_for),
+    },
+    UpstreamLimit {
+        key: "response_timeout_ms",
+        bounds: TIMEOUT,
+        set: |limits, value| limits.response_timeout = Duration::from_millis(value),
+        get: |limits| milliseconds(limits.response_timeout),
+    },
+    UpstreamLimit {
+        key: "idle_connections_max",
+        bounds: Bounds {
+            max: 10_000,
+            zero: Some("none"),
+            reason: "Each takes a descriptor while nobody uses it.",
+            ..CONNECTIONS
+        },
+        set: |limits, value| {
+            limits.idle_connections_max = u32::try_from(value).expect("the range ends at ten thousand");
+        },
+        get: |limits| u64::from(limits.idle_connections_max),
+    },
+    UpstreamLimit {
+        key: "idle_connection_timeout_ms",
+        bounds: TIMEOUT,
+        set: |limits, value| limits.idle_connection_timeout = Duration::from_millis(value),
+        get: |limits| milliseconds(limits.idle_connection_timeout),
     },
 ];
 
