@@ -9,6 +9,7 @@ pub mod driver;
 pub mod heap;
 pub mod limits;
 pub mod listen;
+pub mod polled;
 pub mod pool;
 pub mod random;
 pub mod scratch;

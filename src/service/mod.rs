@@ -10,6 +10,7 @@ pub mod messages;
 pub mod opening;
 pub mod page;
 pub mod place;
+pub mod reach;
 pub mod relay;
 pub mod upstream;
 

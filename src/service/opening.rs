@@ -1,28 +1,22 @@
-//! The way to an upstream: one is chosen, connected to and, where it speaks WebSocket, asked with the client's own key.
+//! The opening handshake with an upstream: where it speaks WebSocket, it is asked with the client's own key.
 //!
 //! The client is answered only after that, so whatever goes wrong here is still told with a status.
 
-use std::future::Future;
-use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
-use std::time::Duration;
 
 use super::client::Client;
-use super::place::{Phase, Place, Upstreams, retry_after_s};
+use super::place::{Place, Upstreams};
+use super::reach::{Asker, Fault, Interruption, Reached, Unreached, Way, reach, refusal_of};
 use super::relay::{Content, Upstream};
-use super::upstream::{Address, Attempt, Lease, Tried, Unavailable, sticky_hash};
-use crate::config::upstream::Balance;
+use super::upstream::{Lease, Unavailable};
 use crate::metrics::{ConnectResult, Direction, End};
 use crate::net::clock;
-use crate::net::connect::{Connect, KeepAlive};
 use crate::net::stream::{Gone, Received, Stream};
-use crate::net::timers::{TICKS_PER_S, Tick, ticks};
+use crate::net::timers::{TICKS_PER_S, Tick};
 use crate::protocol::http::body::BodyWalker;
 use crate::protocol::http::field_storage;
 use crate::protocol::http::forward::response;
 use crate::protocol::http::refusal::Refusal;
-use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::response::ResponseHead;
 use crate::protocol::http::scan::HeadScan;
 use crate::protocol::websocket::frame::RESERVED_BITS;
@@ -37,20 +31,12 @@ const INTERIM_MAX: u32 = 8;
 /// who would not end.
 const REFUSAL_TIMEOUT: Tick = 300 * TICKS_PER_S;
 
-/// How an upstream is looked after that says nothing: about as patiently as a client is by pings.
-const KEEP_ALIVE: KeepAlive = KeepAlive {
-    after: Duration::from_secs(30),
-    interval: Duration::from_secs(10),
-    probes: 3,
-    acknowledge_within: Duration::from_secs(60),
-};
-
 /// What an upstream is asked for a client.
 #[derive(Debug)]
 pub struct Asking {
     /// What it is asked.
     pub question: Question,
-    /// What the upstream depends on, where clients stick to one ([`stickiness`]).
+    /// What the upstream depends on, where clients stick to one ([`super::reach::stickiness`]).
     pub hash: Option<u64>,
     /// Who the client is, which failures that its request may have caused are told by.
     pub client: IpAddr,
@@ -95,17 +81,6 @@ pub enum Outcome {
     Abandoned(Interruption),
 }
 
-/// What ends the wait for an upstream before its deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interruption {
-    /// The shard drains.
-    Draining,
-    /// The shard cuts its connections.
-    Cutting,
-    /// The client has ended its connection.
-    ClientGone,
-}
-
 /// An upstream's refusal on its way to the client.
 #[derive(Debug)]
 pub struct Refused {
@@ -118,82 +93,26 @@ pub struct Refused {
     _lease: Lease,
 }
 
-/// What the choice of an upstream depends on for this request, where clients stick to one; `None` where it does not, or
-/// where the request lacks it.
-pub fn stickiness(balance: &Balance, head: &RequestHead<'_>, client: IpAddr) -> Option<u64> {
-    match balance {
-        Balance::RoundRobin | Balance::LeastConnections => None,
-        Balance::Address => Some(match client.to_canonical() {
-            IpAddr::V4(address) => sticky_hash(&address.octets()),
-            IpAddr::V6(address) => sticky_hash(&address.octets()),
-        }),
-        Balance::Cookie(name) => head.values("cookie").find_map(|cookies| {
-            // RFC 6265 section 4.2.1.
-            cookies.split(|byte| *byte == b';').find_map(|pair| {
-                let (found, value) = pair.trim_ascii().split_at_checked(name.len())?;
-                (found == name.as_bytes()).then(|| value.strip_prefix(b"=")).flatten().map(sticky_hash)
-            })
-        }),
-        Balance::Header(name) => head.values(name).next().map(sticky_hash),
-    }
-}
-
-/// Gets an upstream for a client that keeps all rules and policies.
-///
-/// Another upstream is tried where a connection cannot be made, and never after a byte was sent. None is tried once twice
-/// the connect timeout has passed: with two that hang the time is over, and each that is tried has all of its own, so
-/// nobody waits longer than for three.
+/// Gets an upstream for a client that keeps all rules and policies, and asks it.
 pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Outcome {
-    let timers = &client.resources().timers;
-    let connect_timeout = ticks(upstreams.relay.limits.connect_timeout);
-    let give_up_at = timers.now().saturating_add(connect_timeout.saturating_mul(2));
-    let mut tried = Tried::default();
-    let mut latest = None;
-    let limits = &upstreams.relay.limits;
-    let (attempt, stream, began, until) = loop {
-        let mut attempt = match upstreams.group.choose(asking.hash, &mut tried, clock::monotonic_ms()) {
-            Ok(attempt) => attempt,
-            Err(unavailable) => {
-                if let Some(result) = unavailable.result() {
-                    upstreams.cells.connect(result);
-                }
-                return Outcome::Unavailable(refusal_of(unavailable, latest));
-            }
-        };
-        let began = clock::now();
-        let connected = match connect(client, &attempt, connect_timeout).await {
-            Ok(stream) => {
-                let until = Until::deadline(timers.after(ticks(limits.handshake_timeout)));
-                let shaken = shake_hands(client, &attempt, stream, until).await;
-                shaken.map(|stream| (stream, until))
-            }
-            Err(fault) => Err(fault),
-        };
-        match connected {
-            Ok((stream, until)) => break (attempt, stream, began, until),
-            Err(Fault::Interrupted(interruption)) => {
-                upstreams.cells.connect(ConnectResult::Abandoned);
-                return Outcome::Abandoned(interruption);
-            }
-            Err(Fault::Failed(result)) => {
-                upstreams.cells.connect(result);
-                let is_over = timers.now() >= give_up_at;
-                if is_over {
-                    attempt.give_up();
-                }
-                attempt.failed(result, asking.client, clock::monotonic_ms());
-                if is_over {
-                    return Outcome::Unavailable(refusal_of(Unavailable::Exhausted, Some(result)));
-                }
-                latest = Some(result);
-            }
+    enum Never {}
+    let asker = Asker::of(client);
+    let reached = reach(asker, upstreams, asking.hash, asking.client, |_| None::<Never>).await;
+    let (attempt, stream, began, deadline) = match reached {
+        Ok(Reached { attempt, way: Way::New { stream, began, deadline } }) => {
+            (attempt, stream, began, deadline)
         }
+        Ok(Reached { way: Way::Kept(never), .. }) => match never {},
+        Err(Unreached::Refused(refusal)) => return Outcome::Unavailable(refusal),
+        Err(Unreached::Abandoned(interruption)) => return Outcome::Abandoned(interruption),
     };
     let answered = match asking.question {
         Question::Nothing { answer } => {
             Ok(Answered::Accepted { answer, content: Content::Bytes, early: Vec::new() })
         }
-        Question::Head { request, offer } => ask(client, upstreams, &stream, (&request, &offer), until).await,
+        Question::Head { request, offer } => {
+            ask(asker, upstreams, &stream, (&request, &offer), deadline).await
+        }
     };
     match answered {
         Ok(Answered::Accepted { answer, content, early }) => {
@@ -250,8 +169,9 @@ impl Refused {
                 return Ok(());
             }
             part.clear();
-            let until = Until { deadline: timers.after(timeout).min(last), outlasts_drain: true };
-            let received = receive(client, &self.stream, until).await.map_err(|fault| match fault {
+            let asker = Asker::of(client).outlasting_drain();
+            let deadline = timers.after(timeout).min(last);
+            let received = receive(asker, &self.stream, deadline).await.map_err(|fault| match fault {
                 Fault::Interrupted(Interruption::ClientGone) => End::ClientGone,
                 Fault::Interrupted(Interruption::Draining | Interruption::Cutting) => End::Shutdown,
                 Fault::Failed(_) => End::UpstreamGone,
@@ -271,86 +191,15 @@ enum Answered {
     Refused { status: u16, first: Vec<u8>, body: BodyWalker },
 }
 
-/// Why an upstream did not answer.
-enum Fault {
-    Failed(ConnectResult),
-    Interrupted(Interruption),
-}
-
-/// How long something is waited for.
-#[derive(Clone, Copy)]
-struct Until {
-    deadline: Tick,
-    /// Whether a drain of the shard lets it go on.
-    outlasts_drain: bool,
-}
-
-impl Until {
-    /// Until this deadline, or a drain.
-    const fn deadline(deadline: Tick) -> Self {
-        Self { deadline, outlasts_drain: false }
-    }
-}
-
-/// Connects to the upstream of an attempt.
-async fn connect(client: &Client, attempt: &Attempt, timeout: Tick) -> Result<Stream, Fault> {
-    let options = Connect { source: attempt.source(), keep_alive: Some(KEEP_ALIVE), reset_on_close: false };
-    let until = Until::deadline(client.resources().timers.after(timeout));
-    let connected = match attempt.address() {
-        Address::Socket(address) => wait(client, until, options.to(*address)).await,
-        Address::Unix(path) => wait(client, until, options.to_unix(path)).await,
-    };
-    match connected {
-        Ok(Some(Ok(stream))) => Ok(stream),
-        Ok(Some(Err(error))) => Err(Fault::Failed(ConnectResult::of_error(&error))),
-        Ok(None) => Err(Fault::Failed(ConnectResult::TimedOut)),
-        Err(interruption) => Err(Fault::Interrupted(interruption)),
-    }
-}
-
-/// Does the TLS handshake with an upstream that speaks TLS. Nothing of a request has been sent until then, so where it
-/// fails another upstream may be tried.
-async fn shake_hands(
-    client: &Client,
-    attempt: &Attempt,
-    mut stream: Stream,
-    until: Until,
-) -> Result<Stream, Fault> {
-    let Some((settings, name)) = attempt.upstream().tls() else { return Ok(stream) };
-    let resources = client.resources();
-    stream.begin_tls_to(settings, name, &resources.sealed);
-    loop {
-        let received = stream.receive_now(&mut resources.scratch.lend());
-        match received {
-            Received::Nothing if !stream.is_handshaking() => return Ok(stream),
-            Received::Nothing => {}
-            // Nothing was asked yet.
-            Received::Bytes(_) => return Err(Fault::Failed(ConnectResult::BadHandshake)),
-            Received::End | Received::Reset => {
-                let Some(fault) = stream.tls_fault() else {
-                    return Err(Fault::Failed(ConnectResult::Reset));
-                };
-                attempt.note_tls_fault(fault);
-                return Err(Fault::Failed(ConnectResult::TlsFailed));
-            }
-        }
-        if stream.wants_room() {
-            wait_for(client, until, stream.writable()).await?;
-        } else {
-            wait_for(client, until, stream.readable()).await?;
-        }
-    }
-}
-
 /// Passes the client's opening handshake on, and judges the response.
 async fn ask(
-    client: &Client,
+    asker: Asker<'_>,
     upstreams: &Upstreams,
     stream: &Stream,
     (request, offer): (&[u8], &Offer),
-    until: Until,
+    deadline: Tick,
 ) -> Result<Answered, Fault> {
-    send(client, stream, request, until).await?;
+    send(asker, stream, request, deadline).await?;
     let mut received = Vec::new();
     let mut interim_count = 0;
     let mut scan = HeadScan::new(RESPONSE_HEAD_SIZE_MAX, RESPONSE_FIELD_COUNT_MAX);
@@ -371,7 +220,7 @@ async fn ask(
             Ok(None) => {}
             Err(_) => return Err(Fault::Failed(ConnectResult::BadHandshake)),
         }
-        match receive(client, stream, until).await? {
+        match receive(asker, stream, deadline).await? {
             Some(bytes) => received.extend_from_slice(&bytes),
             None => return Err(Fault::Failed(ConnectResult::Reset)),
         }
@@ -410,82 +259,27 @@ fn judge(
     })
 }
 
-async fn send(client: &Client, stream: &Stream, mut bytes: &[u8], until: Until) -> Result<(), Fault> {
+async fn send(asker: Asker<'_>, stream: &Stream, mut bytes: &[u8], deadline: Tick) -> Result<(), Fault> {
     loop {
         let sent = stream.send_now(bytes).map_err(|Gone| Fault::Failed(ConnectResult::Reset))?;
         bytes = &bytes[sent..];
         if bytes.is_empty() {
             return Ok(());
         }
-        wait_for(client, until, stream.writable()).await?;
+        asker.wait_for(deadline, stream.writable()).await?;
     }
 }
 
 /// Receives what comes next; `None` at the end of the stream.
-async fn receive(client: &Client, stream: &Stream, until: Until) -> Result<Option<Vec<u8>>, Fault> {
+async fn receive(asker: Asker<'_>, stream: &Stream, deadline: Tick) -> Result<Option<Vec<u8>>, Fault> {
     loop {
-        wait_for(client, until, stream.readable()).await?;
-        let mut scratch = client.resources().scratch.lend();
+        asker.wait_for(deadline, stream.readable()).await?;
+        let mut scratch = asker.resources().scratch.lend();
         match stream.receive_now(&mut scratch) {
             Received::Bytes(size) => return Ok(Some(scratch[..size].to_vec())),
             Received::Nothing => {}
             Received::End => return Ok(None),
             Received::Reset => return Err(Fault::Failed(ConnectResult::Reset)),
         }
-    }
-}
-
-/// Waits for an upstream that is connected.
-async fn wait_for(
-    client: &Client,
-    until: Until,
-    operation: impl Future<Output = io::Result<()>>,
-) -> Result<(), Fault> {
-    match wait(client, until, operation).await {
-        // An error of the poll is met again, and told, by what follows.
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(Fault::Failed(ConnectResult::HandshakeTimedOut)),
-        Err(interruption) => Err(Fault::Interrupted(interruption)),
-    }
-}
-
-/// Runs an operation until it is done, or the deadline has passed, which is `None`, or something interrupts it.
-async fn wait<F: Future>(
-    client: &Client,
-    until: Until,
-    operation: F,
-) -> Result<Option<F::Output>, Interruption> {
-    let resources = client.resources();
-    let mut operation = pin!(operation);
-    loop {
-        // Whether the client has left is looked at every second: to wait for its bytes besides would cost every handshake
-        // an operation of the ring, and they may come before they are wanted.
-        client.life.timer.set(until.deadline.min(resources.timers.after(TICKS_PER_S)));
-        if let Some(output) = client.life.timer.race(operation.as_mut()).await {
-            return Ok(Some(output));
-        }
-        match resources.phase() {
-            Phase::Draining if !until.outlasts_drain => return Err(Interruption::Draining),
-            Phase::Cutting => return Err(Interruption::Cutting),
-            _ if resources.timers.now() >= until.deadline => return Ok(None),
-            _ => {}
-        }
-        if matches!(client.stream.peek_now(), Received::End | Received::Reset) {
-            return Err(Interruption::ClientGone);
-        }
-    }
-}
-
-/// What a client is told for whom there is no upstream.
-fn refusal_of(unavailable: Unavailable, latest: Option<ConnectResult>) -> Refusal {
-    match (unavailable, latest) {
-        (Unavailable::Exhausted, Some(ConnectResult::TimedOut | ConnectResult::HandshakeTimedOut)) => {
-            Refusal::GatewayTimeout
-        }
-        (Unavailable::Exhausted, Some(ConnectResult::NoPort | ConnectResult::NoDescriptor))
-        | (Unavailable::Full | Unavailable::Unhealthy, _) => {
-            Refusal::UpstreamUnavailable { retry_after_s: retry_after_s() }
-        }
-        (Unavailable::Exhausted | Unavailable::Unresolved, _) => Refusal::BadGateway,
     }
 }

@@ -25,7 +25,8 @@ use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::{BodyFraming, RequestHead};
 use crate::protocol::http::scan::HeadScan;
 use crate::service::messages::Messages;
-use crate::service::opening::{self, Asking, Interruption, Outcome};
+use crate::service::opening::{self, Asking, Outcome};
+use crate::service::reach::Interruption;
 use crate::service::relay::{self, Content, Early, Upstream};
 use crate::service::{Client, Life, Phase, Place, Port, page, retry_after_s};
 

@@ -11,7 +11,8 @@ use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::RequestHead;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
 use crate::route::policy::{self, is_within};
-use crate::service::opening::{self, Asking, Question};
+use crate::service::opening::{Asking, Question};
+use crate::service::reach::stickiness;
 use crate::service::{Phase, Place, retry_after_s};
 
 /// What becomes of a request.
@@ -101,7 +102,7 @@ fn accept<'t>(
             Err(refusal) => return Decision::refuse(refusal, Some(place.route_index)),
         }
     };
-    let hash = opening::stickiness(upstreams.group.balance(), head, sender.client());
+    let hash = stickiness(upstreams.group.balance(), head, sender.client());
     Decision::Ask { place, asking: Box::new(Asking { question, hash, client: sender.client() }) }
 }
 
