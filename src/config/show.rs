@@ -285,8 +285,7 @@ mod tests {
             service = "http"
             websocket = true
             origins = ["https://example.com"]
-            upstreams = ["http://app.internal", "https://[::1]:8443", "http+unix:///run/app.sock"]
-            upstream_tls = { ca = "ca.pem" }
+            upstreams = ["http://app.internal", "http://[::1]:8080", "http+unix:///run/app.sock"]
             limits = { request_body_size_max = "1GiB", body_timeout_ms = 1, keep_alive_timeout_ms = 2 }
             upstream_limits = { response_timeout_ms = 7, idle_connections_max = 8, idle_connection_timeout_ms = 9 }
             [[route]]

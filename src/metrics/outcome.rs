@@ -229,6 +229,7 @@ impl From<Refusal> for HandshakeResult {
             Refusal::NoRoute => Self::NoRoute,
             Refusal::Timeout => Self::Timeout,
             Refusal::ContentTooLarge
+            | Refusal::BodyTooLarge
             | Refusal::TargetTooLong
             | Refusal::HeadTooLarge
             | Refusal::TooManyFields => Self::TooLarge,

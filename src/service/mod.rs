@@ -13,6 +13,7 @@ pub mod place;
 pub mod reach;
 pub mod relay;
 pub mod upstream;
+pub mod web;
 
 pub use client::Client;
 pub use life::Life;

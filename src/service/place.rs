@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::admission::Admission;
 use super::upstream::Group;
+use super::web::kept::Kept;
 use crate::config::{Limits, Relay, Service};
 use crate::metrics::{PortCells, RelayCells, ShardCells};
 use crate::net::driver::Driver;
@@ -201,6 +202,8 @@ pub struct Upstreams {
     pub cells: Arc<RelayCells>,
     /// How they are treated.
     pub relay: Relay,
+    /// The connections to them that are kept.
+    pub kept: Rc<Kept>,
 }
 
 /// One route, as one port on one shard serves it: limits resolved, in the units in which they are used.
@@ -222,6 +225,10 @@ pub struct Place {
     pub write_timeout: Tick,
     /// How long the closing handshake may take.
     pub close_timeout: Tick,
+    /// The most bytes of a request's body.
+    pub request_body_size_max: u64,
+    /// How long a client may send nothing of a body.
+    pub body_timeout: Tick,
     /// There exactly where the service relays.
     pub upstreams: Option<Upstreams>,
 }
@@ -258,6 +265,8 @@ impl Place {
             },
             write_timeout: ticks(limits.write_timeout),
             close_timeout: ticks(limits.close_timeout),
+            request_body_size_max: limits.request_body_size_max,
+            body_timeout: ticks(limits.body_timeout),
             upstreams,
         })
     }

@@ -7,12 +7,14 @@
 //! missing does a task wait for them. The open connection is a task of its own, which keeps nothing of the handshake.
 
 mod arrival;
+mod exchange;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
 use self::arrival::{TlsStage, is_from_a_proxy, refuse_at_limit, refuse_stranger};
+use self::exchange::Begun;
 use super::decision::{Decision, decide};
 use super::table::Table;
 use crate::metrics::{Direction, End, HandshakeResult, TlsFailure};
@@ -67,6 +69,8 @@ enum Step {
     Ask { place: Rc<Place>, asking: Box<Asking>, early: Vec<u8> },
     /// The upstream has accepted: the two are connected now.
     Relay { place: Rc<Place>, unsent: Vec<u8>, relayed: Box<Relayed> },
+    /// hyper reads the request, and what there is of a body, and writes the response.
+    Exchange { place: Rc<Place>, begun: Box<Begun> },
     /// A request was answered and the connection stays; what followed its head is the next one's.
     Again { unsent: Vec<u8> },
     /// Nothing more is served: the client is to end the connection, which ends so.
@@ -145,6 +149,7 @@ impl Connection {
                     }
                     Err(end) => Step::Gone(end),
                 },
+                Step::Exchange { place, begun } => Box::pin(self.exchange(place, begun)).await,
                 Step::Ask { place, asking, early } => Box::pin(self.ask(place, *asking, early)).await,
                 Step::Relay { place, unsent, relayed } => match self.flush(&unsent).await {
                     Ok(()) => {
@@ -199,7 +204,12 @@ impl Connection {
             Step::Open { early, .. } => early.as_ref().map_or(0, |early| early.len()),
             Step::Ask { early, .. } => early.len(),
             Step::Again { .. } => self.head.len(),
-            Step::Wait | Step::Look | Step::Relay { .. } | Step::Leave { .. } | Step::Gone(_) => 0,
+            Step::Wait
+            | Step::Look
+            | Step::Exchange { .. }
+            | Step::Relay { .. }
+            | Step::Leave { .. }
+            | Step::Gone(_) => 0,
         };
         let size = self.uncounted - rest_size;
         self.table.port().cells.wire_bytes(Direction::Received).add(size as u64);
@@ -229,7 +239,7 @@ impl Connection {
                     self.uncounted += size;
                     if self.has_answered {
                         // A further request begins with its first byte, not with the silence before it.
-                        self.began = clock::now();
+                        self.begin_request();
                     }
                     self.read(&scratch[..size])
                 } else {
@@ -285,13 +295,13 @@ impl Connection {
         let (head, rest) = bytes.split_at(head_size);
         let mut storage = field_storage();
         match RequestHead::parse(head, &mut storage) {
-            Ok(head) => self.answer(&head, rest),
+            Ok(request) => self.answer(&request, head, rest),
             Err(refusal) => self.refuse(refusal, None, asks_for_head_alone(head)),
         }
     }
 
     /// Does with a request what was decided.
-    fn answer(&mut self, head: &RequestHead<'_>, rest: &[u8]) -> Step {
+    fn answer(&mut self, head: &RequestHead<'_>, bytes: &[u8], rest: &[u8]) -> Step {
         let table = Rc::clone(&self.table);
         let peer = || self.proxied.or_else(|| self.client.stream.peer_address()).map(|peer| peer.ip());
         match decide(&table, head, peer) {
@@ -309,6 +319,13 @@ impl Connection {
             Decision::Ask { place, asking } => {
                 Step::Ask { place: Rc::clone(place), asking, early: rest.to_vec() }
             }
+            Decision::Web { place } => match peer() {
+                Some(peer) => Step::Exchange {
+                    place: Rc::clone(place),
+                    begun: Box::new(Begun::new(head, bytes, rest, peer)),
+                },
+                None => Step::Gone(End::ClientGone),
+            },
             Decision::Page { place } => self.page(head, place, rest),
             Decision::ClientGone => Step::Gone(End::ClientGone),
         }
@@ -379,14 +396,7 @@ impl Connection {
         if !keep_alive {
             return Step::Leave { unsent, end: End::HttpDone };
         }
-        self.has_answered = true;
-        self.waiting = None;
-        self.head = rest.to_vec();
-        self.scan = Self::new_scan(&self.table);
-        self.began = clock::now();
-        self.deadline =
-            self.client.resources().timers.after(ticks(self.table.port().limits.handshake_timeout));
-        Step::Again { unsent }
+        self.keep(rest.to_vec(), unsent)
     }
 
     /// Answers with a refusal, counted, after which nothing more is served on this connection.
@@ -476,6 +486,12 @@ impl Connection {
             return Ok(());
         }
         self.client.flush(unsent, ticks(self.table.port().limits.write_timeout)).await
+    }
+
+    /// Takes note that a further request begins now.
+    fn begin_request(&mut self) {
+        let timeout = ticks(self.table.port().limits.handshake_timeout);
+        (self.began, self.deadline) = (clock::now(), self.client.resources().timers.after(timeout));
     }
 
     fn new_scan(table: &Table) -> HeadScan {

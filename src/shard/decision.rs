@@ -23,6 +23,8 @@ pub(super) enum Decision<'t> {
     Open { place: &'t Rc<Place>, answer: Vec<u8> },
     /// It opens a WebSocket to an upstream, which is asked first.
     Ask { place: &'t Rc<Place>, asking: Box<Asking> },
+    /// It is for an HTTP service.
+    Web { place: &'t Rc<Place> },
     /// It asks for the built-in page.
     Page { place: &'t Rc<Place> },
     /// The client is gone: it has no address any more.
@@ -54,9 +56,11 @@ pub(super) fn decide<'t>(
         return Decision::refuse(Refusal::Draining { retry_after_s: retry_after_s() }, route_index);
     }
     match (request, place.service) {
-        (Request::Opening(opening), service) if service.is_websocket() => {
+        (Request::Opening(opening), _) if table.takes_websockets(place) => {
             accept(table, place, head, &opening, peer)
         }
+        // A proxy that is not told to pass an Upgrade ignores it (RFC 9110 section 7.8).
+        (_, Service::Http) => Decision::Web { place },
         (Request::Opening(_), _) => Decision::refuse(Refusal::NoRoute, route_index),
         (Request::Plain, Service::Page) => Decision::Page { place },
         (Request::Plain, _) if matches!(head.method(), "GET" | "HEAD") => {

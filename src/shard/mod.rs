@@ -8,6 +8,7 @@ mod connection;
 mod decision;
 mod mailbox;
 mod table;
+mod web;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use arc_swap::ArcSwap;
 
 use self::accept::Reserve;
-use self::table::Table;
+use self::table::{Behind, Table};
 use crate::config::{Config, IoDriver};
 use crate::metrics::{PortCells, RelayCells, ShardCells};
 use crate::net::accept::Acceptor;
@@ -30,6 +31,7 @@ use crate::net::wake::Counted;
 use crate::route::Router;
 use crate::service::admission::Admission;
 use crate::service::upstream::Group;
+use crate::service::web::kept::Kept;
 use crate::service::{Phase, Port, Resources};
 
 pub use self::mailbox::{Inbox, Mail, Mailbox, Stopped, mailbox};
@@ -136,6 +138,11 @@ impl Shard {
     fn prepare(setup: Setup, driver: Driver) -> io::Result<Self> {
         let resources = Resources::new(setup.cells, driver);
         let router = Rc::new(Router::new(&setup.config));
+        let behind = setup.upstreams.into_iter().zip(&setup.config.routes).map(|(upstreams, route)| {
+            let ((group, cells), relay) = upstreams.zip(route.relay.as_ref())?;
+            Some(Behind { group, cells, kept: Kept::new(&resources, &relay.limits) })
+        });
+        let behind: Vec<_> = behind.collect();
         let mut acceptors = Vec::new();
         for listener in setup.listeners {
             let port = Rc::new(Port {
@@ -147,7 +154,7 @@ impl Shard {
                 proxies: setup.config.ports[listener.port_index].proxy_protocol.clone(),
                 admissions: [listener.admission, Arc::clone(&setup.admission)],
             });
-            let table = Table::new(&setup.config, &setup.upstreams, &router, listener.port_index, port);
+            let table = Table::new(&setup.config, &behind, &router, listener.port_index, port);
             acceptors.push((table, Acceptor::new(listener.socket, driver)?));
         }
         let (reserve, inbox, ticks) = (Rc::new(Reserve::new()), setup.inbox.bind()?, Counted::ticks(TICK)?);

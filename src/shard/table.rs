@@ -9,6 +9,7 @@ use crate::protocol::http::origin::OriginRef;
 use crate::protocol::http::request::RequestHead;
 use crate::route::{Router, policy};
 use crate::service::upstream::Group;
+use crate::service::web::kept::Kept;
 use crate::service::{Place, Port, Upstreams};
 
 /// One port of one configuration, as one shard looks things up in it.
@@ -22,20 +23,30 @@ pub(super) struct Table {
     places: Vec<Rc<Place>>,
 }
 
+/// What stands behind a route that relays, for all ports of a shard.
+pub(super) struct Behind {
+    pub(super) group: Arc<Group>,
+    pub(super) cells: Arc<RelayCells>,
+    pub(super) kept: Rc<Kept>,
+}
+
 impl Table {
     pub(super) fn new(
         config: &Arc<Config>,
-        upstreams: &[Option<(Arc<Group>, Arc<RelayCells>)>],
+        upstreams: &[Option<Behind>],
         router: &Rc<Router>,
         port_index: usize,
         port: Rc<Port>,
     ) -> Rc<Self> {
         let routes = config.routes.iter().enumerate();
         let places = routes.map(|(route_index, route)| {
-            let upstreams =
-                upstreams[route_index].as_ref().zip(route.relay.as_ref()).map(|((group, cells), relay)| {
-                    Upstreams { group: Arc::clone(group), cells: Arc::clone(cells), relay: relay.clone() }
-                });
+            let upstreams = upstreams[route_index].as_ref().zip(route.relay.as_ref());
+            let upstreams = upstreams.map(|(behind, relay)| Upstreams {
+                group: Arc::clone(&behind.group),
+                cells: Arc::clone(&behind.cells),
+                relay: relay.clone(),
+                kept: Rc::clone(&behind.kept),
+            });
             let limits = config.limits(port_index, route_index);
             Place::new(Rc::clone(&port), route_index, route.service, &limits, upstreams)
         });
@@ -60,6 +71,11 @@ impl Table {
     /// The route as it is configured.
     pub(super) fn route(&self, place: &Place) -> &Route {
         &self.config.routes[place.route_index]
+    }
+
+    /// Whether this route answers opening handshakes.
+    pub(super) fn takes_websockets(&self, place: &Place) -> bool {
+        self.route(place).websocket
     }
 
     /// The port that clients connect to, as they see it.

@@ -153,7 +153,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "[[port]]\nnumber = 443\nlimits = { proxy = 1 }\n",
-        "3:12: port[0].limits.proxy: [port.limits] has no key \"proxy\". The keys of [port.limits] are handshake_timeout_ms, request_head_size_max, request_head_count_max, connections_max, message_size_max, frame_size_max, messages_per_s, bytes_per_s, ping_interval_ms, pong_timeout_ms, idle_timeout_ms, write_timeout_ms, close_timeout_ms, send_queue_size_max.",
+        "3:12: port[0].limits.proxy: [port.limits] has no key \"proxy\". The keys of [port.limits] are handshake_timeout_ms, request_head_size_max, request_head_count_max, connections_max, message_size_max, frame_size_max, messages_per_s, bytes_per_s, ping_interval_ms, pong_timeout_ms, idle_timeout_ms, write_timeout_ms, close_timeout_ms, request_body_size_max, body_timeout_ms, keep_alive_timeout_ms, send_queue_size_max.",
     ),
     (
         "[[port]]\nnumber = 80\nname = \"a\"\n[[port]]\nnumber = 81\nname = \"a\"\n",
@@ -180,8 +180,24 @@ const CASES: &[(&str, &str)] = &[
         r#"2:8: route[0].path: no request has the path "/a/../b": it has a segment of dots. Write, for example, "/chat" for one path, or "/chat/*" for all below it."#,
     ),
     (
-        "[[route]]\npath = \"/\"\nservice = \"http\"\n",
-        r#"3:11: route[0].service: this version has no service "http" yet. The services of this version are "echo", "page", "websocket" and "tcp"."#,
+        "[[route]]\npath = \"/\"\nservice = \"files\"\n",
+        r#"3:11: route[0].service: this version has no service "files" yet. The services of this version are "echo", "page", "websocket", "tcp" and "http"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"http\"\norigins = \"any\"\nupstreams = [\"http://a\"]\n",
+        r#"4:11: route[0].origins: it is about opening handshakes, and the route takes none. Add websocket = true, or remove it."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"http\"\nupstreams = [\"ws://a\"]\n",
+        r#"4:14: route[0].upstreams[0]: "ws://a" is not an upstream of "http": it does not begin with a scheme of its service. Write, for example, "http://127.0.0.1:3000" or "http+unix:///run/app.sock"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nwebsocket = false\n",
+        r#"4:13: route[0].websocket: the service "echo" answers opening handshakes alone. Remove it."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"page\"\nwebsocket = true\n",
+        r#"4:13: route[0].websocket: the service "page" has no use for it. Remove it."#,
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"Echo\"\n",

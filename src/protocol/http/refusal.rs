@@ -21,6 +21,8 @@ pub enum Refusal {
     Timeout,
     /// 413: the request has a body that nobody takes.
     ContentTooLarge,
+    /// 413: the body of the request is larger than what is taken.
+    BodyTooLarge,
     /// 414: the request line alone is larger than a head may be.
     TargetTooLong,
     /// 426: a plain request to a route that serves WebSocket only.
@@ -108,6 +110,8 @@ closed_set! {
         TransferEncodingInHttp10 => "transfer_encoding_in_http10",
         /// A `Transfer-Encoding` that does not end in chunked, once (RFC 9112 section 6.3).
         TransferEncodingInvalid => "transfer_encoding_invalid",
+        /// Chunks that break the rules of their framing (RFC 9112 section 7.1), or a body that breaks off.
+        BodyMalformed => "body_malformed",
         /// An opening handshake with a body.
         BodyOnUpgrade => "body_on_upgrade",
         /// More options in `Connection` than are compared with the fields.
@@ -146,7 +150,7 @@ impl Refusal {
             Self::NoRoute => 404,
             Self::MethodNotAllowed { .. } => 405,
             Self::Timeout => 408,
-            Self::ContentTooLarge => 413,
+            Self::ContentTooLarge | Self::BodyTooLarge => 413,
             Self::TargetTooLong => 414,
             Self::UpgradeRequired | Self::BadVersion => 426,
             Self::TooManyRequests { .. } => 429,
@@ -167,6 +171,7 @@ impl Refusal {
             Self::NoRoute => "Nothing is served at this host and path on this port.",
             Self::MethodNotAllowed { .. } => "This method is not served here; Allow lists those that are.",
             Self::Timeout => "The request did not arrive in time.",
+            Self::BodyTooLarge => "The body of the request is larger than what is taken here.",
             Self::ContentTooLarge => "Requests with a body are not taken here.",
             Self::TargetTooLong => "The request line is too long.",
             Self::UpgradeRequired => {
@@ -223,6 +228,7 @@ impl Refusal {
             | Self::NoRoute
             | Self::Timeout
             | Self::ContentTooLarge
+            | Self::BodyTooLarge
             | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::TooManyFields
@@ -281,6 +287,9 @@ impl BadRequest {
             Self::TwoFramings => "Transfer-Encoding and Content-Length exclude each other.",
             Self::TransferEncodingInHttp10 => "HTTP/1.0 knows no Transfer-Encoding.",
             Self::TransferEncodingInvalid => "The Transfer-Encoding field does not end in chunked, once.",
+            Self::BodyMalformed => {
+                "The body of the request is not whole, or its chunks break the rules of their framing."
+            }
             Self::BodyOnUpgrade => "A request that opens a WebSocket has no body.",
             Self::ConnectionOptionsTooMany => "The Connection field lists too many options.",
             Self::ConnectionLacksUpgrade => {

@@ -47,6 +47,11 @@ impl Attempt {
         self.lease.upstream()
     }
 
+    /// The upstream's index in its group.
+    pub fn index(&self) -> usize {
+        self.lease.index as usize
+    }
+
     /// Where to connect to.
     pub fn address(&self) -> &Address {
         &self.address

@@ -1,4 +1,4 @@
-//! A client's opening handshake on its way to an upstream.
+//! A client's request on its way to an upstream: an opening handshake, or any other.
 
 use core::net::IpAddr;
 use std::io::Write as _;
@@ -14,7 +14,7 @@ use crate::protocol::http::{
 /// How many options, beside the usual ones, a `Connection` may list. Each is compared with each field.
 const CONNECTION_OPTION_COUNT_MAX: usize = 16;
 
-/// How an opening handshake is passed on.
+/// How a request is passed on.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestPassage<'a> {
     /// The path that the upstream sees: it begins with a slash, and holds neither a query nor what a target may not
@@ -33,7 +33,8 @@ pub struct RequestPassage<'a> {
 }
 
 impl RequestPassage<'_> {
-    /// Appends the head of the request that the upstream gets, and returns what the request is called from here on.
+    /// Appends the head of the opening handshake that the upstream gets, and returns what the request is called from here
+    /// on.
     ///
     /// `head` is an opening handshake that was judged to keep the rules. Its fields pass in their order, the handshake's
     /// own (`Sec-WebSocket-*`, the client's key among them) as they came. What does not pass is what belongs to the
@@ -49,6 +50,44 @@ impl RequestPassage<'_> {
     /// [`BadRequest::ConnectionOptionsTooMany`], with nothing appended.
     pub fn write<'h>(&self, head: &RequestHead<'h>, out: &mut Vec<u8>) -> Result<RequestId<'h>, Refusal> {
         debug_assert!(head.lists_websocket() && head.body() == BodyFraming::None, "no opening handshake");
+        self.write_head(head, out, |out| {
+            out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        })
+    }
+
+    /// Appends the head of the request that the upstream gets, and returns what the request is called from here on.
+    ///
+    /// As with [`Self::write`], but there is no upgrade in it: what the client says of one is for its connection alone. A
+    /// body of known size has that in the head; chunks are for whoever sends them to announce. Trailers may be asked for
+    /// (RFC 9110 section 10.1.4), and what is expected of the next server alone is answered here (section 10.1.1).
+    ///
+    /// # Errors
+    /// [`BadRequest::ConnectionOptionsTooMany`], with nothing appended.
+    pub fn write_plain<'h>(
+        &self,
+        head: &RequestHead<'h>,
+        out: &mut Vec<u8>,
+    ) -> Result<RequestId<'h>, Refusal> {
+        self.write_head(head, out, |out| {
+            if head.list("te").any(|coding| coding.eq_ignore_ascii_case(b"trailers")) {
+                out.extend_from_slice(b"Connection: TE\r\nTE: trailers\r\n");
+            }
+            if let BodyFraming::Length(size) = head.body() {
+                append_number_field(out, "Content-Length", size);
+            }
+            for trailer in head.values("trailer") {
+                append_checked_field(out, "Trailer", trailer);
+            }
+        })
+    }
+
+    /// Appends a head, with those fields of the connection to the upstream that `write_connection` appends.
+    fn write_head<'h>(
+        &self,
+        head: &RequestHead<'h>,
+        out: &mut Vec<u8>,
+        write_connection: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<RequestId<'h>, Refusal> {
         debug_assert!(self.edits.spare(|name| name.is_of_the_connection()
             || name.is_of_the_handshake()
             || name.is_of_the_sender() && name.as_bytes() != b"x-real-ip"));
@@ -69,7 +108,7 @@ impl RequestPassage<'_> {
             }
         }
         self.edits.write(out);
-        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        write_connection(out);
         self.write_sender(head, out);
         if self.edits.pass("x-request-id") {
             request_id.write(out);
@@ -88,7 +127,7 @@ impl RequestPassage<'_> {
             path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte)),
             "{path:?} is no path"
         );
-        for part in ["GET ", path] {
+        for part in [head.method(), " ", path] {
             out.extend_from_slice(part.as_bytes());
         }
         if let Some(query) = head.query() {
@@ -102,7 +141,7 @@ impl RequestPassage<'_> {
     fn passes(&self, name: &str, has_traceparent: bool, listed: &ListedFields<'_>) -> bool {
         let folded = FoldedName::new(name);
         match folded.as_bytes() {
-            b"host" | b"forwarded" | b"x-forwarded-for" | b"x-request-id" => false,
+            b"host" | b"expect" | b"forwarded" | b"x-forwarded-for" | b"x-request-id" => false,
             b"traceparent" | b"tracestate" => has_traceparent && !folded.has_underscore,
             _ if folded.is_of_the_connection() => false,
             _ if folded.is_of_the_handshake() => !folded.has_underscore,
@@ -240,6 +279,33 @@ mod tests {
         let prefix = format!("{}: ", name.to_lowercase());
         let lines = head.split("\r\n").filter(|line| line.to_lowercase().starts_with(&prefix));
         lines.map(|line| line[prefix.len()..].to_owned()).collect()
+    }
+
+    #[test]
+    fn any_other_request_is_passed_on_without_what_is_of_its_connection() {
+        let text = "PUT /c?d HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nTE: gzip, trailers\r\n\
+            Connection: upgrade, http2-settings, TE\r\nExpect: 100-continue\r\nContent-Length: 7\r\n\
+            Trailer: Digest\r\nKeep-Alive: a\r\nCookie: e=f\r\nX-Forwarded-For: 10.1.1.1\r\n\r\n";
+        let mut storage = field_storage();
+        let head = RequestHead::parse(text.as_bytes(), &mut storage).unwrap();
+        let passage = RequestPassage {
+            path: "/v2/c",
+            sender: Sender::of(&head, UNTRUSTED.parse().unwrap(), |_| false),
+            is_secure: false,
+            port: 80,
+            edits: Edits::default(),
+            random: RANDOM,
+        };
+        let mut out = Vec::new();
+        passage.write_plain(&head, &mut out).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "PUT /v2/c?d HTTP/1.1\r\nHost: a\r\nCookie: e=f\r\nConnection: TE\r\nTE: trailers\r\n\
+             Content-Length: 7\r\nTrailer: Digest\r\nForwarded: for=\"[2001:db8::7]\";host=a;proto=http\r\n\
+             X-Forwarded-For: 2001:db8::7\r\nX-Forwarded-Host: a\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Port: 80\r\nX-Request-Id: 000102030405060708090a0b0c0d0e0f\r\n\
+             traceparent: 00-000102030405060708090a0b0c0d0e0f-f0f1f2f3f4f5f6f7-00\r\n\r\n"
+        );
     }
 
     #[test]

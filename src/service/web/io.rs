@@ -1,0 +1,118 @@
+//! A connection as hyper reads and writes it.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+
+use crate::net::polled::{HasStream, Polled};
+use crate::net::stream::{Gone, Received};
+use crate::service::Resources;
+
+/// Whom a connection is with.
+pub trait Peer: HasStream {
+    /// What the shard lends.
+    fn resources(&self) -> &Rc<Resources>;
+
+    /// Takes note of bytes that came.
+    fn received(&self, size: usize) {
+        let _ = size;
+    }
+
+    /// Takes note of bytes that were sent, or that there was no room for any.
+    fn sent(&self, size: Poll<usize>) {
+        let _ = size;
+    }
+}
+
+/// A connection whose bytes are all hyper's.
+pub struct Io<'s, P> {
+    polled: Polled<'s, P>,
+    /// What was received and did not fit.
+    left: Vec<u8>,
+}
+
+impl<'s, P: Peer + 's> Io<'s, P> {
+    /// The connection with this peer.
+    pub fn new(peer: P) -> Self {
+        Self { polled: Polled::new(peer), left: Vec::new() }
+    }
+}
+
+impl<'s, P: Peer + Unpin + 's> Read for Io<'s, P> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.left.is_empty() {
+            put(&mut self.left, &mut cursor);
+            return Poll::Ready(Ok(()));
+        }
+        let resources = Rc::clone(self.polled.owner().resources());
+        let mut scratch = resources.scratch.lend();
+        match ready!(self.polled.poll_receive(context, &mut scratch)) {
+            Received::Bytes(size) => {
+                self.polled.owner().received(size);
+                let fits = size.min(cursor.remaining());
+                cursor.put_slice(&scratch[..fits]);
+                self.left.extend_from_slice(&scratch[fits..size]);
+                Poll::Ready(Ok(()))
+            }
+            Received::End | Received::Nothing => Poll::Ready(Ok(())),
+            Received::Reset => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+}
+
+impl<'s, P: Peer + Unpin + 's> Write for Io<'s, P> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        poll_write(&mut self.polled, context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whoever drives hyper ends the connection.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Sends what there is room for.
+pub(super) fn poll_write<'s, P: Peer + 's>(
+    polled: &mut Polled<'s, P>,
+    context: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let sent = polled.poll_send(context, bytes);
+    match sent {
+        Poll::Ready(Ok(size)) => {
+            polled.owner().sent(Poll::Ready(size));
+            Poll::Ready(Ok(size))
+        }
+        Poll::Ready(Err(Gone)) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        Poll::Pending => {
+            polled.owner().sent(Poll::Pending);
+            Poll::Pending
+        }
+    }
+}
+
+/// Moves what fits.
+pub(super) fn put(left: &mut Vec<u8>, cursor: &mut ReadBufCursor<'_>) {
+    let size = left.len().min(cursor.remaining());
+    cursor.put_slice(&left[..size]);
+    if size == left.len() {
+        *left = Vec::new();
+    } else {
+        left.drain(..size);
+    }
+}

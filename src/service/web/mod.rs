@@ -1,0 +1,10 @@
+//! HTTP beside WebSocket: what answers a request that opens none.
+//!
+//! hyper reads and writes the messages, one exchange of the client's connection at a time ([`gate`]), and those with
+//! upstreams, over connections that are kept ([`kept`]).
+
+pub mod body;
+pub mod gate;
+pub mod io;
+pub mod kept;
+pub mod proxy;

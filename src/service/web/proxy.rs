@@ -1,0 +1,393 @@
+//! `service = "http"`: requests passed to an HTTP server, responses passed back.
+
+use std::cell::Cell;
+use std::future::pending;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::body::{Content, ContentFault};
+use super::kept::{Kept, Sender};
+use crate::config::upstream::HeaderEdits;
+use crate::metrics::ConnectResult;
+use crate::net::clock;
+use crate::net::timers::{Tick, Timer, ticks};
+use crate::protocol::http::refusal::{BadRequest, Refusal};
+use crate::service::reach::{Asker, Reached, Unreached, Way, reach, refusal_of};
+use crate::service::upstream::{Address, Attempt, Lease, Unavailable};
+use crate::service::{Phase, Port, Upstreams, retry_after_s};
+
+/// What an upstream is asked for a client.
+#[derive(Debug)]
+pub struct Question {
+    /// The head that the upstream gets.
+    pub head: Parts,
+    /// What the upstream depends on, where clients stick to one.
+    pub hash: Option<u64>,
+    /// Who the client is.
+    pub client: IpAddr,
+}
+
+/// Passes a request on, and returns the response as the client gets it, or why there is none.
+///
+/// What was sent is sent again only where the upstream cannot have done anything with it: nothing of it had left; or the
+/// connection was a kept one, which ended with no byte of a response, and the method is idempotent and there is no body
+/// (RFC 9110 section 9.2.2).
+///
+/// # Errors
+/// The refusal.
+pub async fn pass(
+    port: &Rc<Port>,
+    upstreams: &Upstreams,
+    question: Question,
+    body: RequestBody,
+) -> Result<Response<Content>, Refusal> {
+    let timer = Timer::new(Rc::clone(port));
+    let asker = Asker::by(&timer);
+    let may_repeat = question.head.method.is_idempotent() && body.is_end_stream();
+    let is_to_head = question.head.method == Method::HEAD;
+    let progress = Rc::clone(&body.progress);
+    let mut body = Some(body);
+    let mut may_use_kept = true;
+    loop {
+        let kept = |attempt: &Attempt| upstreams.kept.take(attempt).filter(|_| may_use_kept);
+        let reached = reach(asker, upstreams, question.hash, question.client, kept).await;
+        let Reached { attempt, way } = reached.map_err(|unreached| match unreached {
+            Unreached::Refused(refusal) => refusal,
+            Unreached::Abandoned(_) => draining(),
+        })?;
+        let (began, mut sender) = match way {
+            Way::Kept(sender) => (None, sender),
+            Way::New { stream, began, .. } => match upstreams.kept.begin(stream).await {
+                Ok(sender) => (Some(began), sender),
+                Err(error) => return Err(failed(upstreams, attempt, &question, result_of(&error))),
+            },
+        };
+        let this_body = body.take().unwrap_or_else(|| RequestBody::none(port));
+        let request = Request::from_parts(question.head.clone(), this_body);
+        let sent = send(asker, upstreams, &mut sender, request, &progress).await;
+        let response = match sent {
+            Ok(response) => response,
+            Err(Unanswered::NotSent(unsent)) if sender.is_used => {
+                body = Some(unsent);
+                may_use_kept = false;
+                continue;
+            }
+            Err(Unanswered::Lost(ConnectResult::Reset)) if sender.is_used && may_repeat => {
+                may_use_kept = false;
+                continue;
+            }
+            Err(Unanswered::NotSent(_)) => {
+                return Err(failed(upstreams, attempt, &question, ConnectResult::Reset));
+            }
+            Err(Unanswered::Lost(result)) => {
+                if let Some(refusal) = progress.fault.get() {
+                    upstreams.cells.connect(ConnectResult::Abandoned);
+                    return Err(refusal);
+                }
+                return Err(failed(upstreams, attempt, &question, result));
+            }
+            Err(Unanswered::Abandoned) => {
+                upstreams.cells.connect(ConnectResult::Abandoned);
+                return Err(draining());
+            }
+        };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for that.
+            return Err(failed(upstreams, attempt, &question, ConnectResult::BadHandshake));
+        }
+        if let Some(began) = began {
+            upstreams.cells.connect(ConnectResult::Opened);
+            upstreams.cells.connect_duration.observe(clock::now().saturating_duration_since(began));
+        }
+        let (index, address) = (attempt.index(), attempt.address().clone());
+        let lease = attempt.opened(clock::monotonic_ms());
+        let (mut head, incoming) = response.into_parts();
+        pass_head(&mut head.headers, &upstreams.relay.response_headers, is_to_head);
+        let silence = ticks(upstreams.relay.limits.response_timeout);
+        drop(timer);
+        let content = ResponseBody {
+            incoming,
+            timer: Timer::new(Rc::clone(port)),
+            silence,
+            deadline: None,
+            way_back: Some(WayBack { kept: Rc::clone(&upstreams.kept), index, address, sender }),
+            _lease: lease,
+        };
+        return Ok(Response::from_parts(head, content.into_content()));
+    }
+}
+
+fn draining() -> Refusal {
+    Refusal::Draining { retry_after_s: retry_after_s() }
+}
+
+/// Counts the failure of an attempt, and tells what the client is told.
+fn failed(upstreams: &Upstreams, attempt: Attempt, question: &Question, result: ConnectResult) -> Refusal {
+    upstreams.cells.connect(result);
+    attempt.failed(result, question.client, clock::monotonic_ms());
+    refusal_of(Unavailable::Exhausted, Some(result))
+}
+
+/// Why a request has no answer.
+enum Unanswered {
+    /// Nothing of it has left; here is its body.
+    NotSent(RequestBody),
+    /// It was sent, in part at least.
+    Lost(ConnectResult),
+    /// The shard cuts its connections.
+    Abandoned,
+}
+
+/// Sends a request and waits for the head of its response.
+async fn send(
+    asker: Asker<'_>,
+    upstreams: &Upstreams,
+    sender: &mut Sender,
+    request: Request<RequestBody>,
+    progress: &Progress,
+) -> Result<Response<Incoming>, Unanswered> {
+    let timers = &asker.resources().timers;
+    let silence = ticks(upstreams.relay.limits.response_timeout);
+    progress.at.set(timers.now());
+    let mut answer = pin!(sender.requests.try_send_request(request));
+    loop {
+        // An upstream that takes a body is not silent.
+        let deadline = progress.at.get().saturating_add(silence).saturating_add(1);
+        match asker.wait(deadline, answer.as_mut()).await {
+            Ok(Some(Ok(response))) => return Ok(response),
+            Ok(Some(Err(mut error))) => {
+                return Err(match error.take_message() {
+                    Some(request) => Unanswered::NotSent(request.into_body()),
+                    None => Unanswered::Lost(result_of(error.error())),
+                });
+            }
+            Ok(None) if progress.at.get().saturating_add(silence) >= timers.now() => {}
+            Ok(None) => return Err(Unanswered::Lost(ConnectResult::HandshakeTimedOut)),
+            Err(_) => return Err(Unanswered::Abandoned),
+        }
+    }
+}
+
+/// What an error of hyper's says of an upstream.
+fn result_of(error: &hyper::Error) -> ConnectResult {
+    if error.is_parse() || error.is_parse_too_large() {
+        ConnectResult::BadHandshake
+    } else {
+        ConnectResult::Reset
+    }
+}
+
+/// The fields that are for one connection alone (RFC 9110 section 7.6.1).
+const OF_THE_CONNECTION: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Takes out of the head of a response what is for the connection to the upstream alone (RFC 9110 section 7.6.1), and
+/// edits the rest.
+fn pass_head(fields: &mut HeaderMap, edits: &HeaderEdits, is_to_head: bool) {
+    let listed: Vec<HeaderName> = fields
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .collect();
+    for name in listed {
+        fields.remove(name);
+    }
+    // RFC 9112 section 6.3: a size beside chunks is none, and hyper would believe it.
+    if fields.contains_key(header::TRANSFER_ENCODING) && !is_to_head {
+        fields.remove(header::CONTENT_LENGTH);
+    }
+    for name in &OF_THE_CONNECTION {
+        fields.remove(name);
+    }
+    for name in &edits.remove {
+        fields.remove(name);
+    }
+    for (name, value) in &edits.set {
+        let name = HeaderName::from_bytes(name.as_bytes()).expect("the configuration holds tokens alone");
+        let value = HeaderValue::from_str(value).expect("the configuration holds no control bytes");
+        fields.insert(name, value);
+    }
+}
+
+/// How the body of a request fares, for whoever waits for its response.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// When the upstream took the latest part.
+    at: Cell<Tick>,
+    /// What is wrong with it, where something is.
+    fault: Cell<Option<Refusal>>,
+}
+
+/// The body of a request on its way to an upstream.
+#[derive(Debug)]
+pub struct RequestBody {
+    /// `None` where there is none, or none any more.
+    incoming: Option<Incoming>,
+    timer: Timer<Rc<Port>>,
+    /// How long the client may send nothing of it.
+    silence: Tick,
+    /// Until when the next part has to come; `None` while none is waited for.
+    deadline: Option<Tick>,
+    /// How much of it is still taken.
+    left: u64,
+    progress: Rc<Progress>,
+}
+
+impl RequestBody {
+    /// A body as it comes from a client, of which `size_max` bytes are taken.
+    pub fn new(incoming: Incoming, port: &Rc<Port>, silence: Tick, size_max: u64) -> Self {
+        let incoming = (!incoming.is_end_stream()).then_some(incoming);
+        Self { incoming, silence, left: size_max, ..Self::none(port) }
+    }
+
+    fn none(port: &Rc<Port>) -> Self {
+        let timer = Timer::new(Rc::clone(port));
+        Self { incoming: None, timer, silence: 0, deadline: None, left: 0, progress: Rc::default() }
+    }
+
+    fn fail(&self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
+        self.progress.fault.set(Some(refusal));
+        Poll::Ready(Some(Err(ContentFault::Request)))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = ContentFault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let frame = Pin::new(incoming).poll_frame(context);
+        let timers = Rc::clone(self.timer.timers());
+        match frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.deadline = None;
+                self.progress.at.set(timers.now());
+                let size = frame.data_ref().map_or(0, |data| data.len() as u64);
+                match self.left.checked_sub(size) {
+                    Some(left) => self.left = left,
+                    None => return self.fail(Refusal::BodyTooLarge),
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => self.fail(BadRequest::BodyMalformed.into()),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => {
+                let silence = self.silence;
+                let deadline = *self.deadline.get_or_insert_with(|| timers.after(silence));
+                ready!(poll_deadline(&self.timer, deadline, context));
+                self.fail(Refusal::Timeout)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// The body of a response on its way to the client. It holds the lease of its upstream, and gives the connection back at
+/// its end.
+struct ResponseBody {
+    incoming: Incoming,
+    timer: Timer<Rc<Port>>,
+    /// How long the upstream may say nothing.
+    silence: Tick,
+    /// Until when the next part has to come; `None` while none is waited for.
+    deadline: Option<Tick>,
+    way_back: Option<WayBack>,
+    _lease: Lease,
+}
+
+/// What a connection to an upstream is given back with.
+struct WayBack {
+    kept: Rc<Kept>,
+    index: usize,
+    address: Address,
+    sender: Sender,
+}
+
+impl ResponseBody {
+    /// The content, if there is any to come.
+    fn into_content(mut self) -> Content {
+        if self.incoming.is_end_stream() {
+            self.give_back();
+        }
+        Box::pin(self)
+    }
+
+    fn give_back(&mut self) {
+        if let Some(WayBack { kept, index, address, sender }) = self.way_back.take() {
+            kept.keep(index, address, sender);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = ContentFault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(context);
+        if let Poll::Ready(frame) = polled {
+            self.deadline = None;
+            if frame.is_none() || self.incoming.is_end_stream() {
+                self.give_back();
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(|_| ContentFault::UpstreamGone)));
+        }
+        let timers = Rc::clone(self.timer.timers());
+        let silence = self.silence;
+        let deadline = *self.deadline.get_or_insert_with(|| timers.after(silence));
+        ready!(poll_deadline(&self.timer, deadline, context));
+        Poll::Ready(Some(Err(ContentFault::UpstreamTimedOut)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// Ready once this deadline has passed, or the shard cuts its connections.
+fn poll_deadline(timer: &Timer<Rc<Port>>, deadline: Tick, context: &mut Context<'_>) -> Poll<()> {
+    loop {
+        timer.set(deadline);
+        ready!(pin!(timer.race(pending::<()>())).poll(context));
+        let resources = &timer.clock().resources;
+        // A change of phase lets every deadline pass.
+        if resources.timers.now() >= deadline || resources.phase() == Phase::Cutting {
+            return Poll::Ready(());
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The answer to a request that hyper has read, on whichever version of HTTP.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::table::Table;
+use crate::config::Service;
+use crate::protocol::http::forward::{RequestPassage, Sender};
+use crate::protocol::http::refusal::{BadRequest, Refusal};
+use crate::protocol::http::request::{BodyFraming, RequestHead, Version};
+use crate::protocol::http::{FIELD_COUNT_MAX, Field};
+use crate::route::policy::is_within;
+use crate::service::reach::stickiness;
+use crate::service::web::body::{self, Content};
+use crate::service::web::proxy::{self, Question, RequestBody};
+use crate::service::{Place, Upstreams};
+
+/// Answers a request that is for this place, and counts the answer.
+pub(super) async fn respond(
+    table: &Table,
+    place: &Rc<Place>,
+    peer: IpAddr,
+    request: Request<Incoming>,
+) -> Response<Content> {
+    let (parts, incoming) = request.into_parts();
+    let answer = match place.service {
+        Service::Http => {
+            let upstreams = place.upstreams.as_ref().expect("a service that relays has upstreams");
+            match question(table, place, upstreams, peer, &parts) {
+                Ok(question) => {
+                    let (silence, size_max) = (place.body_timeout, place.request_body_size_max);
+                    let body = RequestBody::new(incoming, &place.port, silence, size_max);
+                    proxy::pass(&place.port, upstreams, question, body).await
+                }
+                Err(refusal) => Err(refusal),
+            }
+        }
+        Service::Echo | Service::Page | Service::WebSocket | Service::Tcp => {
+            unreachable!("what these answer is no affair of hyper's")
+        }
+    };
+    let answer = answer.unwrap_or_else(|refusal| refused(refusal, parts.method == http::Method::HEAD));
+    place.cells().http_request(Some(place.route_index), answer.status().as_u16());
+    answer
+}
+
+/// What an upstream is asked.
+fn question(
+    table: &Table,
+    place: &Place,
+    upstreams: &Upstreams,
+    peer: IpAddr,
+    parts: &Parts,
+) -> Result<Question, Refusal> {
+    let (target, fields) = (parts.uri.to_string(), fields(parts));
+    let head = head(parts, &target, &fields)?;
+    if let BodyFraming::Length(size) = head.body()
+        && size > place.request_body_size_max
+    {
+        return Err(Refusal::BodyTooLarge);
+    }
+    let route = table.route(place);
+    let sender = Sender::of(&head, peer.to_canonical(), |address| is_within(&route.trusted, address));
+    if sender.has_ignored() {
+        place.cells().forwarding_ignored.increment();
+    }
+    let path: Cow<'_, str> = match &upstreams.relay.upstream_path {
+        Some(upstream_path) => route.path.rewrite(head.path(), upstream_path).into(),
+        None => head.path().into(),
+    };
+    let passage = RequestPassage {
+        path: &path,
+        sender,
+        is_secure: table.is_secure(),
+        port: table.public_port(),
+        edits: upstreams.relay.request_headers.view(),
+        random: place.resources().random.bytes(),
+    };
+    let mut bytes = Vec::with_capacity(1024);
+    passage.write_plain(&head, &mut bytes)?;
+    let hash = stickiness(upstreams.group.balance(), &head, sender.client());
+    Ok(Question { head: parse(&bytes)?, hash, client: sender.client() })
+}
+
+/// The fields of a request as our own parser would have them: with the host that HTTP/2 has elsewhere.
+fn fields(parts: &Parts) -> Vec<Field<'_>> {
+    let mut fields = Vec::with_capacity(parts.headers.len() + 1);
+    if let Some(authority) = parts.uri.authority()
+        && !parts.headers.contains_key(header::HOST)
+    {
+        fields.push(Field { name: "host", value: authority.as_str().as_bytes() });
+    }
+    let all = parts.headers.iter();
+    fields.extend(all.map(|(name, value)| Field { name: name.as_str(), value: value.as_bytes() }));
+    fields
+}
+
+/// The head of a request that hyper has read.
+fn head<'h>(parts: &'h Parts, target: &'h str, fields: &'h [Field<'h>]) -> Result<RequestHead<'h>, Refusal> {
+    let version = if parts.version == http::Version::HTTP_10 { Version::Http10 } else { Version::Http11 };
+    RequestHead::new(parts.method.as_str(), target, version, fields)
+}
+
+/// The head of a request as hyper writes it.
+fn parse(bytes: &[u8]) -> Result<Parts, Refusal> {
+    // What the gateway adds to a client's fields are some ten, and those of the operator.
+    let mut storage = [httparse::EMPTY_HEADER; FIELD_COUNT_MAX + 128];
+    let mut parsed = httparse::Request::new(&mut storage);
+    match parsed.parse(bytes) {
+        Ok(status) if status.is_complete() => {}
+        _ => return Err(Refusal::TooManyFields),
+    }
+    let (method, path) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
+    let mut request = Request::builder().method(method).uri(path);
+    for field in &*parsed.headers {
+        request = request.header(field.name, field.value);
+    }
+    let request = request.body(()).map_err(|_| Refusal::from(BadRequest::Target))?;
+    Ok(request.into_parts().0)
+}
+
+/// The response that a refusal is, the same as on the wire of our own path; the connection may stay.
+pub(super) fn refused(refusal: Refusal, is_head: bool) -> Response<Content> {
+    let mut bytes = Vec::with_capacity(512);
+    refusal.write(&mut bytes);
+    let mut storage = [httparse::EMPTY_HEADER; 16];
+    let mut parsed = httparse::Response::new(&mut storage);
+    let parsed_size = parsed.parse(&bytes).expect("what we write can be parsed");
+    let head_size = parsed_size.unwrap();
+    let status = StatusCode::from_u16(refusal.status()).expect("a status of ours is one");
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = status;
+    for field in &*parsed.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).expect("what we write are names");
+        let is_of_the_connection = matches!(name, header::CONNECTION | header::UPGRADE);
+        if !is_of_the_connection {
+            let value = HeaderValue::from_bytes(field.value).expect("what we write are values");
+            response.headers_mut().insert(name, value);
+        }
+    }
+    if !is_head {
+        *response.body_mut() = body::full(Bytes::copy_from_slice(&bytes[head_size..]));
+    }
+    response
+}
