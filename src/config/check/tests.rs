@@ -185,7 +185,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"http\"\norigins = \"any\"\nupstreams = [\"http://a\"]\n",
-        r#"4:11: route[0].origins: it is about opening handshakes, and the route takes none. Add websocket = true, or remove it."#,
+        r"4:11: route[0].origins: it is about opening handshakes, and the route takes none. Add websocket = true, or remove it.",
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"http\"\nupstreams = [\"ws://a\"]\n",
