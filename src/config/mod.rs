@@ -88,6 +88,11 @@ impl Config {
         show::show(self)
     }
 
+    /// Whether clients of the port of this index may speak HTTP/2 inside TLS: a route is there that has use for it.
+    pub fn offers_http2(&self, port_index: usize) -> bool {
+        self.routes.iter().any(|route| route.service.is_http() && route.ports.contains(port_index))
+    }
+
     /// The limits of a connection at the port of this index, once it is on the route of that index.
     ///
     /// # Panics
@@ -220,6 +225,14 @@ impl Service {
         match self {
             Self::WebSocket | Self::Tcp | Self::Http => true,
             Self::Echo | Self::Page => false,
+        }
+    }
+
+    /// Whether the service answers requests that open no WebSocket, by hyper.
+    pub fn is_http(self) -> bool {
+        match self {
+            Self::Http => true,
+            Self::Echo | Self::Page | Self::WebSocket | Self::Tcp => false,
         }
     }
 

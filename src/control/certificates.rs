@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::RunError;
 use crate::config::certificate::{Certificate, CertificateFiles, Versions};
-use crate::config::{self, Port};
+use crate::config::{self, Config, Port};
 use crate::metrics::{Metrics, ReloadResult};
 use crate::net::tls::{ServerSettings, Tickets};
 
@@ -30,6 +30,7 @@ pub(super) struct PortTls {
     label: String,
     files: Vec<CertificateFiles>,
     versions: Versions,
+    offers_http2: bool,
     tickets: Tickets,
     settings: Arc<ArcSwap<ServerSettings>>,
     /// What was seen of the files before they were read at start.
@@ -38,6 +39,17 @@ pub(super) struct PortTls {
     facts: ArcSwap<Vec<CertificateFacts>>,
     /// Why what is in the files is not in force; `None` where it is.
     fault: ArcSwapOption<String>,
+}
+
+/// What a port offers with these certificates.
+fn settings(
+    certificates: &[Certificate],
+    versions: Versions,
+    tickets: &Tickets,
+    offers_http2: bool,
+) -> ServerSettings {
+    let settings = ServerSettings::new(certificates, versions, tickets);
+    if offers_http2 { settings.offering_http2() } else { settings }
 }
 
 /// What is known of one certificate in force.
@@ -52,17 +64,18 @@ pub(super) struct CertificateFacts {
 }
 
 impl PortTls {
-    fn load(label: &str, tls: &config::PortTls) -> Result<Self, String> {
+    fn load(label: &str, tls: &config::PortTls, offers_http2: bool) -> Result<Self, String> {
         let tickets = Tickets::new().map_err(|error| error.to_string())?;
         let (files, versions) = (tls.certificates.clone(), tls.versions);
         let first_look = look(&files);
         let certificates = read(&files)?;
-        let settings = ServerSettings::new(&certificates, versions, &tickets);
+        let settings = settings(&certificates, versions, &tickets, offers_http2);
         Ok(Self {
             label: label.to_owned(),
             facts: ArcSwap::from_pointee(facts(&files, &certificates)),
             files,
             versions,
+            offers_http2,
             tickets,
             first_look,
             settings: Arc::new(ArcSwap::from_pointee(settings)),
@@ -94,7 +107,7 @@ impl PortTls {
     fn reload(&self) -> ReloadResult {
         match read(&self.files) {
             Ok(certificates) => {
-                let settings = ServerSettings::new(&certificates, self.versions, &self.tickets);
+                let settings = settings(&certificates, self.versions, &self.tickets, self.offers_http2);
                 self.settings.store(Arc::new(settings));
                 self.facts.store(Arc::new(facts(&self.files, &certificates)));
                 self.fault.store(None);
@@ -155,15 +168,15 @@ fn facts(files: &[CertificateFiles], certificates: &[Certificate]) -> Vec<Certif
 }
 
 /// The TLS of each port; `None` of one that speaks none.
-pub(super) fn load(ports: &[Port]) -> Result<Vec<Option<Arc<PortTls>>>, RunError> {
-    let load = |port: &Port| {
+pub(super) fn load(config: &Config) -> Result<Vec<Option<Arc<PortTls>>>, RunError> {
+    let load = |(port_index, port): (usize, &Port)| {
         let Some(tls) = &port.tls else { return Ok(None) };
-        match PortTls::load(&port.label, tls) {
+        match PortTls::load(&port.label, tls, config.offers_http2(port_index)) {
             Ok(tls) => Ok(Some(Arc::new(tls))),
             Err(fault) => Err(RunError::Certificate { port: port.label.clone(), fault }),
         }
     };
-    ports.iter().map(load).collect()
+    config.ports.iter().enumerate().map(load).collect()
 }
 
 /// When each certificate expires, those that several ports have once.

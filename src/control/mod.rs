@@ -183,7 +183,7 @@ impl Gateway {
         let routes = config.routes.iter().map(route_labels).collect();
         let metrics = Arc::new(Metrics::new(shard_count, labels, routes, clock::time_of_day()));
         let connections_max = connections_max(&config, descriptors, shard_count);
-        let tls = certificates::load(&config.ports)?;
+        let tls = certificates::load(&config)?;
         metrics.set_certificates(certificates::expiries(&tls));
         let ports = config.ports.iter().zip(&listeners).zip(&tls);
         let ports = ports.map(|((port, listeners), tls)| facts(port, listeners.as_ref(), tls.clone()));

@@ -164,6 +164,11 @@ impl Stream {
         self.tls.as_ref().is_some_and(|tls| tls.borrow().wants_room())
     }
 
+    /// Whether the client chose HTTP/2 in the TLS handshake, which is done.
+    pub fn speaks_http2(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().speaks_http2())
+    }
+
     /// What the TLS handshake came to, once it is done.
     pub fn tls_handshake(&self) -> Option<TlsHandshake> {
         self.tls.as_ref()?.borrow().handshake()

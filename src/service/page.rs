@@ -1,5 +1,7 @@
 //! `service = "page"`: a small page that opens a WebSocket to the port it came from, and shows what happens.
 
+use crate::protocol::http::refusal::Refusal;
+use crate::protocol::http::request::{BodyFraming, RequestHead};
 use crate::protocol::http::response::Answer;
 
 /// The page: one file, nothing fetched from elsewhere.
@@ -16,6 +18,14 @@ const FIELDS: &[(&str, &str)] = &[
     ("Referrer-Policy", "no-referrer"),
     ("Cache-Control", "no-cache"),
 ];
+
+/// Why a request does not get the page; `None` where it does.
+pub fn refusal(head: &RequestHead<'_>) -> Option<Refusal> {
+    if !matches!(head.method(), "GET" | "HEAD") {
+        return Some(Refusal::MethodNotAllowed { allow: "GET, HEAD" });
+    }
+    (head.body() != BodyFraming::None).then_some(Refusal::ContentTooLarge)
+}
 
 /// The answer to a GET or HEAD request.
 pub fn answer(head_only: bool, keep_alive: bool) -> Answer<'static> {

@@ -8,8 +8,9 @@
 
 mod arrival;
 mod exchange;
+mod http2;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -24,7 +25,7 @@ use crate::net::stream::{Gone, Received, Stream};
 use crate::net::timers::{Tick, ticks};
 use crate::protocol::http::field_storage;
 use crate::protocol::http::refusal::{BadRequest, Refusal};
-use crate::protocol::http::request::{BodyFraming, RequestHead};
+use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::scan::HeadScan;
 use crate::service::messages::Messages;
 use crate::service::opening::{self, Asking, Outcome};
@@ -71,6 +72,8 @@ enum Step {
     Relay { place: Rc<Place>, unsent: Vec<u8>, relayed: Box<Relayed> },
     /// hyper reads the request, and what there is of a body, and writes the response.
     Exchange { place: Rc<Place>, begun: Box<Begun> },
+    /// The client has chosen HTTP/2; this has come of it.
+    Http2 { peer: IpAddr, early: Vec<u8> },
     /// A request was answered and the connection stays; what followed its head is the next one's.
     Again { unsent: Vec<u8> },
     /// Nothing more is served: the client is to end the connection, which ends so.
@@ -149,6 +152,7 @@ impl Connection {
                     }
                     Err(end) => Step::Gone(end),
                 },
+                Step::Http2 { peer, early } => Box::pin(self.http2(peer, early)).await,
                 Step::Exchange { place, begun } => Box::pin(self.exchange(place, begun)).await,
                 Step::Ask { place, asking, early } => Box::pin(self.ask(place, *asking, early)).await,
                 Step::Relay { place, unsent, relayed } => match self.flush(&unsent).await {
@@ -207,6 +211,7 @@ impl Connection {
             Step::Wait
             | Step::Look
             | Step::Exchange { .. }
+            | Step::Http2 { .. }
             | Step::Relay { .. }
             | Step::Leave { .. }
             | Step::Gone(_) => 0,
@@ -235,6 +240,12 @@ impl Connection {
                     self.read_proxy(&scratch[..size])
                 } else if self.tls == TlsStage::Awaited {
                     self.begin_tls(&scratch[..size])
+                } else if self.client.stream.speaks_http2() {
+                    self.uncounted += size;
+                    match self.peer() {
+                        Some(peer) => Step::Http2 { peer, early: scratch[..size].to_vec() },
+                        None => Step::Gone(End::ClientGone),
+                    }
                 } else if self.head.is_empty() {
                     self.uncounted += size;
                     if self.has_answered {
@@ -300,11 +311,15 @@ impl Connection {
         }
     }
 
+    /// Who the client is; `None` where it is gone.
+    fn peer(&self) -> Option<IpAddr> {
+        self.proxied.or_else(|| self.client.stream.peer_address()).map(|peer| peer.ip())
+    }
+
     /// Does with a request what was decided.
     fn answer(&mut self, head: &RequestHead<'_>, bytes: &[u8], rest: &[u8]) -> Step {
         let table = Rc::clone(&self.table);
-        let peer = || self.proxied.or_else(|| self.client.stream.peer_address()).map(|peer| peer.ip());
-        match decide(&table, head, peer) {
+        match decide(&table, head, || self.peer()) {
             Decision::Refuse { refusal, route_index } => self.refuse(refusal, route_index, head.is_head()),
             Decision::Open { place, answer } => {
                 self.count_accepted(place);
@@ -319,7 +334,7 @@ impl Connection {
             Decision::Ask { place, asking } => {
                 Step::Ask { place: Rc::clone(place), asking, early: rest.to_vec() }
             }
-            Decision::Web { place } => match peer() {
+            Decision::Web { place } => match self.peer() {
                 Some(peer) => Step::Exchange {
                     place: Rc::clone(place),
                     begun: Box::new(Begun::new(head, bytes, rest, peer)),
@@ -375,15 +390,8 @@ impl Connection {
 
     /// Answers with the built-in page.
     fn page(&mut self, head: &RequestHead<'_>, place: &Rc<Place>, rest: &[u8]) -> Step {
-        if !matches!(head.method(), "GET" | "HEAD") {
-            return self.refuse(
-                Refusal::MethodNotAllowed { allow: "GET, HEAD" },
-                Some(place.route_index),
-                false,
-            );
-        }
-        if head.body() != BodyFraming::None {
-            return self.refuse(Refusal::ContentTooLarge, Some(place.route_index), head.is_head());
+        if let Some(refusal) = page::refusal(head) {
+            return self.refuse(refusal, Some(place.route_index), head.is_head());
         }
         let keep_alive = head.keeps_alive();
         let mut answer = Vec::new();

@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use super::decision::{Decision, decide};
 use super::table::Table;
 use crate::config::Service;
 use crate::protocol::http::forward::{RequestPassage, Sender};
@@ -20,7 +21,56 @@ use crate::route::policy::is_within;
 use crate::service::reach::stickiness;
 use crate::service::web::body::{self, Content};
 use crate::service::web::proxy::{self, Question, RequestBody};
-use crate::service::{Place, Upstreams};
+use crate::service::{Place, Upstreams, page};
+
+/// Answers a request of HTTP/2, which came past our own parser, and counts the answer.
+pub(super) async fn answer(table: &Table, peer: IpAddr, request: Request<Incoming>) -> Response<Content> {
+    let (parts, incoming) = request.into_parts();
+    match answer_at_once(table, peer, &parts) {
+        AtOnce::Nothing(place) => respond(table, &place, peer, Request::from_parts(parts, incoming)).await,
+        AtOnce::Answer(answer, route_index) => {
+            table.port().cells.http_request(route_index, answer.status().as_u16());
+            answer
+        }
+    }
+}
+
+/// What can be said to a request without asking anybody else.
+enum AtOnce {
+    /// Nothing: it is for this place.
+    Nothing(Rc<Place>),
+    /// The answer, on the route of this index if it has one.
+    Answer(Response<Content>, Option<usize>),
+}
+
+fn answer_at_once(table: &Table, peer: IpAddr, parts: &Parts) -> AtOnce {
+    let is_head = parts.method == http::Method::HEAD;
+    let (target, fields) = (parts.uri.to_string(), fields(parts));
+    let head = match head(parts, &target, &fields) {
+        Ok(head) => head,
+        Err(refusal) => return AtOnce::Answer(refused(refusal, is_head), None),
+    };
+    match decide(table, &head, || Some(peer)) {
+        Decision::Web { place } => AtOnce::Nothing(Rc::clone(place)),
+        Decision::Page { place } => {
+            let answer = page::refusal(&head).map_or_else(
+                || {
+                    let mut bytes = Vec::new();
+                    page::answer(is_head, true).write(&mut bytes);
+                    written(&bytes, is_head)
+                },
+                |refusal| refused(refusal, is_head),
+            );
+            AtOnce::Answer(answer, Some(place.route_index))
+        }
+        Decision::Refuse { refusal, route_index } => AtOnce::Answer(refused(refusal, is_head), route_index),
+        // RFC 9113 section 8.2.2: there is no Upgrade in HTTP/2, and whoever reads it has taken it for malformed before.
+        Decision::Open { place, .. } | Decision::Ask { place, .. } => {
+            AtOnce::Answer(refused(Refusal::UpgradeRequired, is_head), Some(place.route_index))
+        }
+        Decision::ClientGone => unreachable!("the client's address is known"),
+    }
+}
 
 /// Answers a request that is for this place, and counts the answer.
 pub(super) async fn respond(
@@ -127,14 +177,20 @@ fn parse(bytes: &[u8]) -> Result<Parts, Refusal> {
 }
 
 /// The response that a refusal is, the same as on the wire of our own path; the connection may stay.
-pub(super) fn refused(refusal: Refusal, is_head: bool) -> Response<Content> {
+fn refused(refusal: Refusal, is_head: bool) -> Response<Content> {
     let mut bytes = Vec::with_capacity(512);
     refusal.write(&mut bytes);
+    written(&bytes, is_head)
+}
+
+/// The response that these bytes are, which our own path would send.
+fn written(bytes: &[u8], is_head: bool) -> Response<Content> {
     let mut storage = [httparse::EMPTY_HEADER; 16];
     let mut parsed = httparse::Response::new(&mut storage);
-    let parsed_size = parsed.parse(&bytes).expect("what we write can be parsed");
+    let parsed_size = parsed.parse(bytes).expect("what we write can be parsed");
     let head_size = parsed_size.unwrap();
-    let status = StatusCode::from_u16(refusal.status()).expect("a status of ours is one");
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.expect("what we write has a status");
     let mut response = Response::new(body::empty());
     *response.status_mut() = status;
     for field in &*parsed.headers {

@@ -9,7 +9,7 @@ use crate::config::certificate::fixture::Authority;
 fn port(authority: &Authority, names: &[&str]) -> Arc<PortTls> {
     let certificates = names.iter().map(|name| authority.good(name, &["edge.example"])).collect();
     let tls = config::PortTls { certificates, versions: Versions::ALL };
-    Arc::new(PortTls::load("443", &tls).unwrap())
+    Arc::new(PortTls::load("443", &tls, false).unwrap())
 }
 
 /// Which settings are in force, as a number that only a change of them changes.

@@ -46,6 +46,7 @@ pub const OVERLOAD_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
 /// The protocol inside TLS, as clients ask for it (ALPN). Who offers others alone is refused: HTTP/2 is not spoken.
 const HTTP_1_1: &[u8] = b"http/1.1";
+const HTTP_2: &[u8] = b"h2";
 
 /// What computes.
 fn provider() -> Arc<CryptoProvider> {
@@ -345,6 +346,15 @@ impl Session {
     /// Whether the peer has ended its stream in order, and has not heard the same of us.
     pub(super) fn owes_an_end(&self) -> bool {
         self.over == Some(Received::End) && !self.is_finished
+    }
+
+    /// Whether both sides have agreed on HTTP/2 (RFC 7301).
+    pub(super) fn speaks_http2(&self) -> bool {
+        let protocol = match &self.side {
+            Side::Server(connection) => connection.alpn_protocol(),
+            Side::Client(connection) => connection.alpn_protocol(),
+        };
+        protocol == Some(HTTP_2)
     }
 
     /// What the handshake came to, once it is done.

@@ -53,6 +53,14 @@ impl ServerSettings {
         Self { config: Arc::new(config) }
     }
 
+    /// These settings, and HTTP/2 before HTTP/1.1.
+    #[must_use]
+    pub fn offering_http2(self) -> Self {
+        let mut config = Arc::unwrap_or_clone(self.config);
+        config.alpn_protocols.insert(0, super::HTTP_2.to_vec());
+        Self { config: Arc::new(config) }
+    }
+
     /// As rustls has it.
     pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)

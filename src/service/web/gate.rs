@@ -76,9 +76,16 @@ impl Exchange {
 
 /// A client, and how its exchange stands.
 #[derive(Clone, Copy)]
-struct Watched<'c> {
+pub struct Watched<'c> {
     client: &'c Client,
     exchange: &'c Exchange,
+}
+
+impl<'c> Watched<'c> {
+    /// This client, in this exchange.
+    pub fn new(client: &'c Client, exchange: &'c Exchange) -> Self {
+        Self { client, exchange }
+    }
 }
 
 impl HasStream for Watched<'_> {
@@ -135,7 +142,7 @@ impl<'c> Gate<'c> {
         left.extend(rest.drain(..walked.size));
         exchange.ahead.replace(rest);
         exchange.is_read.set(body.is_complete());
-        Ok(Self { polled: Polled::new(Watched { client, exchange }), left, body })
+        Ok(Self { polled: Polled::new(Watched::new(client, exchange)), left, body })
     }
 
     fn exchange(&self) -> &'c Exchange {

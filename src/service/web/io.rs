@@ -37,7 +37,12 @@ pub struct Io<'s, P> {
 impl<'s, P: Peer + 's> Io<'s, P> {
     /// The connection with this peer.
     pub fn new(peer: P) -> Self {
-        Self { polled: Polled::new(peer), left: Vec::new() }
+        Self::with(peer, Vec::new())
+    }
+
+    /// The connection with this peer, of whom some bytes have come already.
+    pub fn with(peer: P, early: Vec<u8>) -> Self {
+        Self { polled: Polled::new(peer), left: early }
     }
 }
 
