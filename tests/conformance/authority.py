@@ -42,6 +42,15 @@ class Authority:
         new.chmod(0o600)
         os.replace(new, self.folder / name)
 
+    def read(self, name):
+        """What is in a file of the folder."""
+        return (self.folder / name).read_bytes()
+
+    def not_after(self, name):
+        """When a certificate expires, in seconds since the epoch."""
+        certificate = x509.load_pem_x509_certificate(self.read(f"{name}.pem"))
+        return int(certificate.not_valid_after_utc.timestamp())
+
     def context(self, *, version=None):
         """What a client needs that trusts this authority alone; it speaks one version where that is given."""
         context = ssl.create_default_context(cafile=str(self.ca))
@@ -51,7 +60,7 @@ class Authority:
 
     def key_hash(self, name):
         """The hash of a certificate's public key, as browsers pin it (RFC 7469 section 2.4)."""
-        certificate = x509.load_pem_x509_certificate((self.folder / f"{name}.pem").read_bytes())
+        certificate = x509.load_pem_x509_certificate(self.read(f"{name}.pem"))
         key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return base64.b64encode(hashlib.sha256(key).digest()).decode()
 
