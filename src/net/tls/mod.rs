@@ -72,9 +72,9 @@ pub(super) struct Session {
     error: Option<Box<Error>>,
     /// True exactly until the first look at what was carried in when the session began.
     is_fresh: bool,
-    /// True exactly when the peer ended its stream without the alert that closes it.
+    /// True exactly when the peer ended its stream without the alert that closes it, and before we ended ours.
     is_truncated: bool,
-    /// True exactly when we have ended our side.
+    /// True exactly when we have ended our side, or have met that the peer reset the connection.
     is_finished: bool,
 }
 
@@ -260,7 +260,11 @@ impl Session {
             let mut sealed = sealed.lend();
             let size = self.side.encrypt(Some(part), &mut self.carried, &mut sealed, &mut self.unsent)?;
             self.flush(socket)?;
-            let sent = if self.unsent.is_empty() { socket::send(socket, &sealed[..size])? } else { 0 };
+            let sent = if self.unsent.is_empty() {
+                socket::send(socket, &sealed[..size]).inspect_err(|Gone| self.is_finished = true)?
+            } else {
+                0
+            };
             if sent < size {
                 self.unsent.extend_from_slice(&sealed[sent..size]);
                 self.held_back = part.len();
@@ -376,12 +380,13 @@ impl Session {
     }
 
     /// Takes note that the stream ended. Without the alert that closes it nobody can tell whether that was the peer's
-    /// doing.
+    /// doing, which matters as long as our own side is open: behind that, nothing more was to come. Nor is it an end where
+    /// a send has met a reset, of which the system tells once, and of an end from then on.
     fn cut(&mut self) -> Received {
         if self.is_handshaking() {
             self.failure = Some(TlsFailure::Closed);
         } else {
-            self.is_truncated = true;
+            self.is_truncated = !self.is_finished;
         }
         *self.over.insert(Received::Reset)
     }
@@ -560,6 +565,8 @@ fn failure_of(error: &Error) -> TlsFailure {
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA,
         ) => TlsFailure::CertificateRefused,
+        // In the middle of a handshake, which is where it is an error.
+        Error::AlertReceived(AlertDescription::CloseNotify) => TlsFailure::Closed,
         Error::AlertReceived(_) => TlsFailure::AlertFromClient,
         Error::InvalidMessage(_) | Error::PeerSentOversizedRecord => TlsFailure::Malformed,
         Error::DecryptError => TlsFailure::Decrypt,

@@ -255,6 +255,26 @@ fn an_end_is_an_end_only_with_the_alert_that_closes() {
 }
 
 #[test]
+fn an_end_behind_ours_or_behind_a_reset_cuts_nothing_off() {
+    let authority = Authority::new("tls-behind");
+    let settings = settings(&[authority.certificate("edge", &["edge.example"])]);
+    for version in BOTH {
+        for is_reset in [false, true] {
+            let mut pair = Pair::open(&settings, client_of(config(&authority, &[version]), "edge.example"));
+            if is_reset {
+                pair.client_socket.shutdown(std::net::Shutdown::Both).unwrap();
+                assert_eq!(pair.send(b"too late"), Err(Gone));
+            } else {
+                pair.session.finish(pair.socket.as_fd());
+                pair.client_socket.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            assert_eq!(pair.receive(), Received::Reset);
+            assert!(!pair.session.is_truncated(), "{version:?} {is_reset}");
+        }
+    }
+}
+
+#[test]
 fn what_a_peer_said_before_it_went_is_received_though_nothing_can_be_sent() {
     let authority = Authority::new("tls-gone");
     let settings = settings(&[authority.certificate("edge", &["edge.example"])]);
@@ -371,6 +391,13 @@ fn what_breaks_a_rule_is_told_by_an_alert_and_by_its_kind() {
     pair.client_sends();
     pair.client_socket.shutdown(std::net::Shutdown::Both).unwrap();
     assert_eq!(pair.receive(), Received::Nothing, "the hello, whose answer cannot be sent");
+    assert_eq!(pair.receive(), Received::Reset);
+    assert_eq!(pair.session.failure(), Some(TlsFailure::Closed));
+    // One that says so, in the middle of the handshake, as who cancels it does (RFC 8446 section 6.1).
+    let mut pair = Pair::new(&settings, client(&authority, "edge.example"));
+    pair.client_sends();
+    assert_eq!(pair.receive(), Received::Nothing);
+    pair.client_socket.write_all(&[21, 3, 3, 0, 2, 1, 90, 21, 3, 3, 0, 2, 1, 0]).unwrap();
     assert_eq!(pair.receive(), Received::Reset);
     assert_eq!(pair.session.failure(), Some(TlsFailure::Closed));
 }
