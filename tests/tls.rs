@@ -15,8 +15,12 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use ringway::net::clock;
 use ringway::protocol::websocket::frame::{self, Opcode};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    SupportedProtocolVersion,
+};
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
@@ -817,5 +821,44 @@ fn an_upstream_that_says_nothing_is_given_up_in_time() {
         assert_eq!(head(&mut client).split(' ').nth(1), Some("504"));
         let series = "upstream_connects_total{route=\"/silent\",result=\"handshake_timed_out\"}";
         assert_eq!(gateway.metric(series), 1);
+    }
+}
+
+#[test]
+fn an_upstream_that_wants_a_certificate_is_known_by_its_alert() {
+    let authority = Authority::new("upstream-demanding");
+    for driver in DRIVERS {
+        let upstream = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let route = format!(
+            "[[route]]\npath = \"/chat\"\nservice = \"websocket\"\nupstreams = [\"wss://{}\"]\n\
+             upstream_tls = {{ ca = \"ca.pem\", name = \"edge.example\" }}\n",
+            upstream.local_addr().unwrap()
+        );
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = Arc::new(authority.roots.clone());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build().unwrap();
+        let certificate = CertificateDer::from_pem_file(authority.directory.join("edge.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(authority.directory.join("edge.key")).unwrap();
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = upstream.accept().unwrap();
+            // It sends its alert before it fails. In TLS 1.3 the gateway is done with the handshake by then.
+            ServerConnection::new(Arc::new(config)).unwrap().complete_io(&mut stream).unwrap_err()
+        });
+        let gateway = Gateway::start(&authority, driver, &format!("{CONFIGURATION}{route}"));
+        let mut client = gateway.tls(&authority.config(rustls::ALL_VERSIONS));
+        client.write_all(opening("/chat").as_bytes()).unwrap();
+        assert_eq!(head(&mut client).split(' ').nth(1), Some("502"));
+        assert!(server.join().unwrap().to_string().contains("peer sent no certificates"));
+        assert_eq!(gateway.metric("upstream_connects_total{route=\"/chat\",result=\"tls_failed\"}"), 1);
+        let status: serde_json::Value = serde_json::from_str(&gateway.get("/api/v1/status")).unwrap();
+        let fault = status["upstreams"][0]["fault"].as_str().unwrap();
+        assert!(fault.contains("CertificateRequired"), "{fault}");
     }
 }

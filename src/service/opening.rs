@@ -131,6 +131,14 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
             Outcome::Abandoned(interruption)
         }
         Err(Fault::Failed(result)) => {
+            // In TLS 1.3 a server judges the client, as by a certificate that it wants, when that has done its part already.
+            let result = match stream.tls_fault() {
+                Some(fault) => {
+                    attempt.note_tls_fault(fault);
+                    ConnectResult::TlsFailed
+                }
+                None => result,
+            };
             upstreams.cells.connect(result);
             attempt.failed(result, asking.client, clock::monotonic_ms());
             Outcome::Unavailable(refusal_of(Unavailable::Exhausted, Some(result)))
