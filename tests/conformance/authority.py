@@ -20,14 +20,14 @@ class Authority:
         self._authority = trustme.CA()
         self._authority.cert_pem.write_to_path(str(self.ca))
 
-    def sign(self, name="edge", *hosts, not_after=None, is_rsa=False):
+    def sign(self, name="edge", *hosts, not_before=None, not_after=None, is_rsa=False):
         """Signs a certificate for these hosts, or for this one, and puts it and its key in place.
 
         Returns what names the two in `certificates` of a port. The key is of the curve P-256, or one of RSA.
         """
         key_type = trustme.KeyType.RSA if is_rsa else trustme.KeyType.ECDSA
         signed = self._authority.issue_cert(
-            *(hosts or ["localhost", "127.0.0.1"]), key_type=key_type, not_after=not_after
+            *(hosts or ["localhost", "127.0.0.1"]), key_type=key_type, not_before=not_before, not_after=not_after
         )
         chain = b"".join(blob.bytes() for blob in signed.cert_chain_pems)
         self.put(f"{name}.pem", chain)
@@ -54,6 +54,15 @@ class Authority:
     def context(self, *, version=None):
         """What a client needs that trusts this authority alone; it speaks one version where that is given."""
         context = ssl.create_default_context(cafile=str(self.ca))
+        if version is not None:
+            context.minimum_version = context.maximum_version = version
+        return context
+
+    def server_context(self, name="edge", *hosts, version=None, **arguments):
+        """What a server needs that has a certificate for these hosts; it speaks one version where that is given."""
+        self.sign(name, *hosts, **arguments)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         if version is not None:
             context.minimum_version = context.maximum_version = version
         return context

@@ -34,12 +34,14 @@ def records(data):
 class TlsClient:
     """A connection to a port on the loopback interface, which asks for `name`; nothing is sent before it is told to."""
 
-    def __init__(self, port, context, *, name="localhost", receive_buffer_size=None, session=None):
+    def __init__(self, port, context, *, name="localhost", receive_buffer_size=None, segment_size=None, session=None):
         self.socket = socket.socket()
         self.socket.settimeout(ANSWER_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer_size is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_size)
+        if segment_size is not None:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_size)
         self.socket.connect(("127.0.0.1", port))
         self._received, self._unsent = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._received, self._unsent, server_hostname=name, session=session)
@@ -47,6 +49,8 @@ class TlsClient:
         self._plaintext = b""
         # Whether the handshake of TLS is done.
         self.is_open = False
+        # What was first said and heard: the hellos, and what came with them.
+        self.first_said = self.first_heard = b""
 
     def __enter__(self):
         return self
@@ -61,11 +65,14 @@ class TlsClient:
             self.is_open = True
         except ssl.SSLWantReadError:
             pass
-        return self._unsent.read(), self.is_open
+        data = self._unsent.read()
+        self.first_said = self.first_said or data
+        return data, self.is_open
 
     def hear(self):
         """Takes in what comes next, and says whether it was not the end of the stream."""
         data = self.socket.recv(65536)
+        self.first_heard = self.first_heard or data
         if data:
             self._received.write(data)
         else:

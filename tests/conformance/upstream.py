@@ -27,14 +27,18 @@ def accepted(fields):
 
 
 class Upstream:
-    """A listener of the test's, from where it is made to where it is left; a Unix socket where it gets a `path`."""
+    """A listener of the test's, from where it is made to where it is left; a Unix socket where it gets a `path`.
 
-    def __init__(self, *, address="127.0.0.1", port=0, path=None, backlog=512):
+    It speaks TLS where it gets a context for that.
+    """
+
+    def __init__(self, *, address="127.0.0.1", port=0, path=None, backlog=512, tls=None):
+        self.tls = tls
         if path is None:
             self._listener = socket.create_server((address, port), backlog=backlog)
             self.address, self.port = self._listener.getsockname()
             # As `upstreams` of a route with `service = "websocket"` has it.
-            self.url = f"ws://{self.address}:{self.port}"
+            self.url = f"{'ws' if tls is None else 'wss'}://{self.address}:{self.port}"
         else:
             self._listener = socket.socket(socket.AF_UNIX)
             self._listener.bind(str(path))
@@ -64,7 +68,7 @@ class Upstream:
         async with asyncio.timeout(ANSWER_S):
             sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
         self.count += 1
-        return await Peer.of(sock)
+        return await Peer.of(sock, tls=self.tls)
 
     async def accept(self, answer=ACCEPTED):
         """Waits for the next connection, and answers its request, with a 101 where nothing else is given."""
@@ -78,7 +82,7 @@ class Upstream:
         with contextlib.suppress(BlockingIOError):
             sock, _ = self._listener.accept()
             self.count += 1
-            return await Peer.of(sock)
+            return await Peer.of(sock, tls=self.tls)
         return None
 
     async def is_asked(self):
@@ -92,9 +96,9 @@ class Upstream:
     async def serving(self, serve):
         """Takes every connection meanwhile, and serves each in a task of its own; the gateway may leave as it likes."""
 
-        async def guarded(peer):
-            async with peer:
-                with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+        async def guarded(sock):
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+                async with await Peer.of(sock, tls=self.tls) as peer:
                     await serve(peer)
 
         async def listen():
@@ -102,7 +106,7 @@ class Upstream:
                 while True:
                     sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
                     self.count += 1
-                    tasks.create_task(guarded(await Peer.of(sock)))
+                    tasks.create_task(guarded(sock))
 
         listening = asyncio.create_task(listen())
         try:
@@ -137,15 +141,15 @@ class Peer(Connection):
     request = None
 
     @classmethod
-    async def of(cls, sock):
-        """Takes an accepted socket over."""
+    async def of(cls, sock, *, tls=None):
+        """Takes an accepted socket over, and does the handshake of TLS where it gets a context for that."""
         sock.setblocking(False)
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop = asyncio.get_running_loop()
         reader = Recorder(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, ssl=tls)
         return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     @property
