@@ -23,6 +23,9 @@ impl HasStream for &Stream {
 /// is something waited for, and a wait may be dropped at any time.
 pub struct Polled<'s, S> {
     owner: S,
+    /// True exactly when the latest receive found less than there was room for, so that the next one finds nothing unless
+    /// it waits. Never in TLS, which keeps bytes of its own.
+    is_drained: bool,
     readable: Option<Wait<'s>>,
     writable: Option<Wait<'s>>,
 }
@@ -32,7 +35,7 @@ type Wait<'s> = Pin<Box<dyn Future<Output = io::Result<()>> + 's>>;
 impl<'s, S: HasStream + 's> Polled<'s, S> {
     /// Polls for this stream.
     pub fn new(owner: S) -> Self {
-        Self { owner, readable: None, writable: None }
+        Self { owner, is_drained: false, readable: None, writable: None }
     }
 
     /// Whom the stream is lent from.
@@ -43,17 +46,24 @@ impl<'s, S: HasStream + 's> Polled<'s, S> {
     /// Receives into a buffer that holds a record of TLS ([`Stream::receive_now`]); never [`Received::Nothing`].
     pub fn poll_receive(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Received> {
         loop {
-            if let Some(wait) = &mut self.readable {
+            if self.is_drained {
+                let owner = &self.owner;
+                let wait = self.readable.get_or_insert_with(|| {
+                    let owner = owner.clone();
+                    Box::pin(async move { owner.stream().readable().await })
+                });
                 // An error of the poll is met again, and told, by the receive.
                 let _ = ready!(wait.as_mut().poll(context));
                 self.readable = None;
             }
-            match self.owner.stream().receive_now(buffer) {
-                Received::Nothing => {
-                    let owner = self.owner.clone();
-                    self.readable = Some(Box::pin(async move { owner.stream().readable().await }));
-                }
-                received => return Poll::Ready(received),
+            let received = self.owner.stream().receive_now(buffer);
+            self.is_drained = match received {
+                Received::Nothing => true,
+                Received::Bytes(size) => size < buffer.len() && !self.owner.stream().is_tls(),
+                Received::End | Received::Reset => false,
+            };
+            if received != Received::Nothing {
+                return Poll::Ready(received);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The answer to a request that hyper has read, on whichever version of HTTP.
 
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -161,9 +162,9 @@ fn head<'h>(parts: &'h Parts, target: &'h str, fields: &'h [Field<'h>]) -> Resul
 /// The head of a request as hyper writes it.
 fn parse(bytes: &[u8]) -> Result<Parts, Refusal> {
     // What the gateway adds to a client's fields are some ten, and those of the operator.
-    let mut storage = [httparse::EMPTY_HEADER; FIELD_COUNT_MAX + 128];
-    let mut parsed = httparse::Request::new(&mut storage);
-    match parsed.parse(bytes) {
+    let mut storage = [const { MaybeUninit::uninit() }; FIELD_COUNT_MAX + 128];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(bytes, &mut storage) {
         Ok(status) if status.is_complete() => {}
         _ => return Err(Refusal::TooManyFields),
     }
