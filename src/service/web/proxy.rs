@@ -391,3 +391,59 @@ fn poll_deadline(timer: &Timer<Rc<Port>>, deadline: Tick, context: &mut Context<
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(fields: &[(&str, &str)], edits: &HeaderEdits, is_to_head: bool) -> Vec<String> {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            map.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        pass_head(&mut map, edits, is_to_head);
+        // The order of fields with different names says nothing.
+        let mut passed: Vec<_> =
+            map.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        passed.sort_by(|a, b| a.split(": ").next().cmp(&b.split(": ").next()));
+        passed
+    }
+
+    #[test]
+    fn what_is_of_the_upstreams_connection_does_not_pass() {
+        let fields = [
+            ("Connection", "close, X-Hop"),
+            ("Connection", "Keep-Alive"),
+            ("X-Hop", "a"),
+            ("Keep-Alive", "timeout=5"),
+            ("Proxy-Connection", "keep-alive"),
+            ("Upgrade", "h2c"),
+            ("Trailer", "Digest"),
+            ("Set-Cookie", "a=b"),
+            ("Set-Cookie", "c=d"),
+        ];
+        assert_eq!(
+            passed(&fields, &HeaderEdits::default(), false),
+            ["set-cookie: a=b", "set-cookie: c=d", "trailer: Digest"]
+        );
+    }
+
+    #[test]
+    fn a_size_beside_chunks_is_none() {
+        let fields = [("Transfer-Encoding", "chunked"), ("Content-Length", "5")];
+        assert!(passed(&fields, &HeaderEdits::default(), false).is_empty());
+        // RFC 9110 section 9.3.2: it says what GET would have got.
+        assert_eq!(passed(&fields[1..], &HeaderEdits::default(), true), ["content-length: 5"]);
+    }
+
+    #[test]
+    fn edits_remove_and_then_set() {
+        let edits = HeaderEdits {
+            remove: vec!["server".to_owned()],
+            set: vec![("X-Env".to_owned(), "prod".to_owned())],
+        };
+        let fields = [("Server", "a"), ("X-ENV", "test"), ("X-Env", "more"), ("Vary", "b")];
+        assert_eq!(passed(&fields, &edits, false), ["vary: b", "x-env: prod"]);
+    }
+}
