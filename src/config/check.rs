@@ -1,6 +1,7 @@
 //! From the text of a configuration to a `Config`, or to every fault in it.
 
 mod networks;
+mod origins;
 mod ports;
 mod relay;
 mod routes;

@@ -14,7 +14,7 @@ use super::pattern::HostFault;
 use super::secret::SecretFault;
 use super::upstream::{FieldFault, UpstreamFault};
 use super::{Service, blocked_ports, size};
-use crate::protocol::http::origin::OriginFault;
+use crate::protocol::http::origin::{Origin, OriginFault};
 
 /// A mistake that keeps a configuration from being used.
 #[derive(Clone, Debug)]
@@ -103,8 +103,14 @@ pub enum Problem {
     BadPath { value: String, fault: PathFault },
     /// Not an Origin.
     BadOrigin { value: String, fault: OriginFault },
-    /// `any` or `same` among exact Origins.
+    /// `any`, `same` or `upstream` among exact Origins.
     OriginsMixed { value: String },
+    /// Cookies pass to an upstream whatever page a request comes from.
+    CookiesForAnyOrigin,
+    /// No upstream is told of Origins that should judge them.
+    NoUpstreamJudges { service: Service },
+    /// The upstream should judge Origins, and `request_headers` keeps them from it.
+    OriginEdited,
     /// Not a token of RFC 9110 section 5.6.2.
     BadSubprotocol { value: String },
     /// Not a name that can be a label.
@@ -187,7 +193,7 @@ pub enum NetworkFault {
 }
 
 /// What is probably wrong. [`Display`](fmt::Display) is a sentence without its full stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caution {
     /// Browsers refuse to connect to this port.
     BlockedPort {
@@ -198,6 +204,29 @@ pub enum Caution {
     OwnPort {
         /// Where the port stands.
         line: usize,
+    },
+    /// An Origin that every page can have may use cookies that pass to an upstream.
+    NullWithCookies,
+    /// All pages that may open a WebSocket are of https, and clients speak no TLS to a port of the route's.
+    PlainForSecurePages {
+        /// The port's label.
+        port: String,
+    },
+    /// The pages of the host are of https, and clients speak no TLS to a port of the route's.
+    PlainForSecureHost {
+        /// The port's label.
+        port: String,
+        /// The Origin that tells so.
+        origin: Origin,
+        /// Where that is listed.
+        line: usize,
+    },
+    /// A page of the gateway's own may not open what it opens, for the port that it came from.
+    PortForgotten {
+        /// The port's label.
+        port: String,
+        /// The page's Origin.
+        origin: Origin,
     },
     /// A trusted network is that of all addresses.
     EverybodyTrusted,
@@ -240,6 +269,15 @@ impl fmt::Display for Problem {
             Self::BadPath { value, fault } => write!(out, "no request has the path {value:?}: {fault}"),
             Self::BadOrigin { value, fault } => write!(out, "{value:?} is not an Origin: {fault}"),
             Self::OriginsMixed { value } => write!(out, "{value:?} stands for itself, not in a list"),
+            Self::CookiesForAnyOrigin => {
+                out.write_str("cookies of visitors pass to the upstream, whatever page sends them there")
+            }
+            Self::NoUpstreamJudges { service } => {
+                write!(out, "the service {:?} tells no upstream of Origins", service.label())
+            }
+            Self::OriginEdited => {
+                out.write_str("the upstream is to judge Origins, and request_headers keeps them from it")
+            }
             Self::BadSubprotocol { value } => write!(out, "{value:?} is not a subprotocol"),
             Self::BadName { value } => write!(out, "{value:?} is not a name"),
             Self::Secret(fault) => fault.fmt(out),
@@ -363,10 +401,21 @@ impl Problem {
                 "Write, for example, \"/chat\" for one path, or \"/chat/*\" for all below it.".into()
             }
             Self::BadOrigin { .. } => {
-                "Write, for example, [\"https://example.com\"], or \"same\", or \"any\".".into()
+                "Write, for example, [\"https://example.com\"], or \"same\".".into()
             }
             Self::OriginsMixed { value } => {
                 format!("Write origins = {value:?}, or a list of exact Origins alone.")
+            }
+            Self::CookiesForAnyOrigin => {
+                "Write \"same\" or a list of your pages' Origins; or request_headers = { remove = [\"Cookie\"] } \
+                 beside it; or \"upstream\", where the upstream judges the Origin itself."
+                    .into()
+            }
+            Self::NoUpstreamJudges { .. } => {
+                "Write \"same\", a list of exact Origins, or \"any\" where every page may.".into()
+            }
+            Self::OriginEdited => {
+                "Leave Origin as it came, or write \"same\" or a list of your pages' Origins.".into()
             }
             Self::BadSubprotocol { .. } => {
                 "Write letters, digits and . - _ + alone, as in \"chat.v1\": it is a token of HTTP.".into()
@@ -460,6 +509,30 @@ impl fmt::Display for Caution {
             Self::OwnPort { line } => {
                 write!(out, "it is the [[port]] in line {line}: connections may go round without end")
             }
+            Self::NullWithCookies => out.write_str(
+                "any page can have this Origin, in a sandboxed frame, and cookies pass to the upstream",
+            ),
+            Self::PlainForSecurePages { port } => {
+                write!(
+                    out,
+                    "only pages of https are let in, and clients speak no TLS to port {port}: \
+                     browsers let no such page open ws://"
+                )
+            }
+            Self::PlainForSecureHost { port, origin, line } => {
+                write!(
+                    out,
+                    "{origin} in line {line} is of this host, and clients speak no TLS to port {port}: \
+                     with HSTS browsers make wss:// of ws:// for every port of a host"
+                )
+            }
+            Self::PortForgotten { port, origin } => {
+                write!(
+                    out,
+                    "the page on port {port} is of {origin}, which the list leaves out beside another of its host: \
+                     cookies ignore ports, Origins do not"
+                )
+            }
             Self::EverybodyTrusted => write!(out, "all addresses are trusted, whoever has them"),
             Self::TlsUnused => write!(out, "no upstream of this route speaks TLS"),
             Self::Expired { not_after } => write!(out, "the certificate has expired: {not_after}"),
@@ -480,6 +553,16 @@ impl Caution {
                 blocked_ports::AS_OF
             ),
             Self::OwnPort { .. } => "Write where the server itself listens.".into(),
+            Self::NullWithCookies => {
+                "Remove it, or write request_headers = { remove = [\"Cookie\"] }.".into()
+            }
+            Self::PlainForSecurePages { .. } | Self::PlainForSecureHost { .. } => {
+                "Write `tls` for the port, or public_scheme = \"wss\" where TLS ends before it, or `ports` without it."
+                    .into()
+            }
+            Self::PortForgotten { origin, .. } => {
+                format!("Add \"{origin}\", or keep the page or this route off the port with `ports`.")
+            }
             Self::EverybodyTrusted => {
                 "Write the networks of the proxies that stand before Ringway: anybody can claim to be another.".into()
             }

@@ -39,6 +39,9 @@ use crate::protocol::http::origin::Origin;
 /// The configuration that a gateway without a file has, commented for those who read it.
 pub const BUILT_IN: &str = include_str!("default.toml");
 
+/// The path that the built-in page ([`Service::Page`]) opens its WebSocket at, on the port that it came from.
+pub const PAGE_OPENS: &str = "/echo";
+
 /// The `route` label of requests that no route took. No route has this name.
 pub const NO_ROUTE: &str = "none";
 
@@ -248,12 +251,14 @@ impl Service {
 /// Whose pages may open a WebSocket on a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
-    /// Everybody's.
+    /// Everybody's, with no visitor's cookies to gain: none pass to an upstream.
     Any,
     /// Pages of the very scheme, host and port that the WebSocket is opened to.
     Same,
     /// Pages of these Origins, at least one.
     Exact(Vec<Origin>),
+    /// Those that the upstream lets in, to which the Origin passes as it came.
+    Upstream,
 }
 
 #[cfg(test)]

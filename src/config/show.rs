@@ -109,6 +109,7 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
         match &route.origins {
             Origins::Any => writeln!(out, "origins = \"any\"")?,
             Origins::Same => writeln!(out, "origins = \"same\"")?,
+            Origins::Upstream => writeln!(out, "origins = \"upstream\"")?,
             Origins::Exact(origins) => writeln!(out, "origins = [{}]", strings(origins))?,
         }
     }
@@ -296,6 +297,7 @@ mod tests {
             path = "/plain"
             service = "websocket"
             upstreams = ["ws://127.0.0.1:9001"]
+            origins = "upstream"
             response_headers = { remove = ["Server"] }
             health = { kind = "websocket" }
         "#;

@@ -38,3 +38,16 @@ pub fn answer(head_only: bool, keep_alive: bool) -> Answer<'static> {
         fields: FIELDS,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PAGE_OPENS;
+
+    #[test]
+    fn the_page_opens_what_the_configuration_is_checked_for() {
+        let page = std::str::from_utf8(PAGE).unwrap();
+        assert!(page.contains(&format!("://${{location.host}}{PAGE_OPENS}`;")));
+        assert_eq!(page.matches("new WebSocket(").count(), 1);
+    }
+}

@@ -8,9 +8,8 @@ use super::super::pattern::{HostPattern, PathPattern, PortSet};
 use super::super::{NO_ROUTE, Origins, Route, Service};
 use super::networks::networks;
 use super::ports::{PORT_NUMBER, WrittenPort, port_number};
-use super::{Tables, limits_of, list, name, relay};
+use super::{Tables, limits_of, list, name, origins, relay};
 use crate::protocol::http::list::is_token_byte;
-use crate::protocol::http::origin::Origin;
 
 const TABLES: Tables = Tables {
     key: "route",
@@ -44,7 +43,12 @@ pub(super) fn routes<'t>(
             routes.push((reader.line(&section.span), route));
         }
     }
-    routes.into_iter().map(|(_, route)| route).collect()
+    let routes: Vec<Route> = routes.into_iter().map(|(_, route)| route).collect();
+    // Beside a fault nobody is warned.
+    if routes.len() == sections.len() {
+        origins::warn(reader, &sections, &routes, ports);
+    }
+    routes
 }
 
 fn route<'t>(
@@ -78,7 +82,7 @@ fn route<'t>(
         None => reader.missing(section, "service", "service = \"echo\""),
     };
     let origins = match section.get("origins") {
-        Some(item) => origins(reader, &item),
+        Some(item) => origins::origins(reader, &item),
         None => Some(Origins::Same),
     };
     let subprotocols = match section.get("subprotocols") {
@@ -114,6 +118,9 @@ fn route<'t>(
         }
         _ => (None, Some(Vec::new())),
     };
+    if let (Some(service), Some(true), Some(origins)) = (service, websocket, &origins) {
+        origins::check(reader, section, service, origins, relay.as_ref().and_then(Option::as_ref));
+    }
 
     let (host, path, port_set) = (host?, path?, port_set?);
     check_path(reader, section, &path, &port_set, service, ports)?;
@@ -264,37 +271,6 @@ fn port_set<'t>(reader: &mut Reader<'t>, item: &Item<'t>, ports: &[WrittenPort])
 /// The indices of the `ports` that are meant.
 fn positions(ports: &[WrittenPort], is_meant: impl Fn(&WrittenPort) -> bool) -> Vec<usize> {
     ports.iter().enumerate().filter(|(_, port)| is_meant(port)).map(|(index, _)| index).collect()
-}
-
-fn origins<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Origins> {
-    match Reader::as_string(item) {
-        Some("any") => return Some(Origins::Any),
-        Some("same") => return Some(Origins::Same),
-        Some(value) if Origin::parse(value).is_err() => {
-            let (value, valid) = (value.to_owned(), vec!["any", "same"]);
-            let nearest = file::nearest(&value, &valid);
-            return reader.fault(item, Problem::UnknownValue { value, valid, nearest });
-        }
-        _ => {}
-    }
-    let mut origins = Vec::new();
-    for item in list(reader, item, "\"any\", \"same\", or a list of exact Origins")? {
-        let Some(text) = reader.string(&item) else {
-            continue;
-        };
-        let value = text.to_owned();
-        let problem = match Origin::parse(text) {
-            Ok(origin) if !origins.contains(&origin) => {
-                origins.push(origin);
-                continue;
-            }
-            Ok(_) => Problem::Repeated { value },
-            Err(_) if text == "any" || text == "same" => Problem::OriginsMixed { value },
-            Err(fault) => Problem::BadOrigin { value, fault },
-        };
-        reader.fault::<()>(&item, problem);
-    }
-    Some(Origins::Exact(origins))
 }
 
 fn subprotocols<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Vec<String>> {

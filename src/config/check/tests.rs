@@ -1,5 +1,6 @@
 //! Every mistake that a configuration can hold, and what is said of it.
 
+mod origins;
 mod relays;
 mod tls;
 
@@ -237,11 +238,11 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"echo\"\norigins = \"all\"\n",
-        r#"4:11: route[0].origins: there is no "all" here. Write one of "any" and "same"."#,
+        r#"4:11: route[0].origins: there is no "all" here. Write one of "any", "same" and "upstream"."#,
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"echo\"\norigins = \"https://a\"\n",
-        r#"4:11: route[0].origins: this is a string, and has to be "any", "same", or a list of exact Origins. Write "any", "same", or a list of exact Origins."#,
+        r#"4:11: route[0].origins: this is a string, and has to be "any", "same", "upstream", or a list of exact Origins. Write "any", "same", "upstream", or a list of exact Origins."#,
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"echo\"\norigins = [\"any\"]\n",

@@ -67,17 +67,7 @@ impl Origin {
     /// # Errors
     /// [`OriginFault`].
     pub fn parse(text: &str) -> Result<Self, OriginFault> {
-        Ok(match OriginRef::parse(text.as_bytes())? {
-            OriginRef::Null => Self::Null,
-            OriginRef::Tuple { scheme, host, port } => Self::Tuple {
-                scheme: scheme.to_ascii_lowercase().into(),
-                host: match ipv6_address(host) {
-                    Some(address) => format!("[{address}]").into(),
-                    None => host.to_ascii_lowercase().into(),
-                },
-                port,
-            },
-        })
+        OriginRef::parse(text.as_bytes()).map(OriginRef::to_origin)
     }
 
     /// The same Origin, borrowed.
@@ -140,6 +130,23 @@ impl<'a> OriginRef<'a> {
     }
 }
 
+impl OriginRef<'_> {
+    /// The same Origin, to be kept.
+    pub fn to_origin(self) -> Origin {
+        match self {
+            Self::Null => Origin::Null,
+            Self::Tuple { scheme, host, port } => Origin::Tuple {
+                scheme: scheme.to_ascii_lowercase().into(),
+                host: match ipv6_address(host) {
+                    Some(address) => format!("[{address}]").into(),
+                    None => host.to_ascii_lowercase().into(),
+                },
+                port,
+            },
+        }
+    }
+}
+
 impl PartialEq for OriginRef<'_> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -170,7 +177,7 @@ impl OriginFault {
             }
             Self::Userinfo => "it holds a user name; an Origin is scheme, host and port alone",
             Self::Path => "something follows the host; an Origin ends with it, without even a slash",
-            Self::Wildcard => "Origins are compared exactly; list each, or write \"any\"",
+            Self::Wildcard => "Origins are compared exactly; list each",
             Self::Authority => "its host or port is not valid",
         }
     }
