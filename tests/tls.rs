@@ -752,7 +752,7 @@ fn an_upstream_is_spoken_to_in_tls_where_it_proves_who_it_is() {
         let (tls, plain) = (behind.address("tls"), behind.address("plain"));
         let route = |path: &str, upstream: SocketAddr, tls: &str| {
             format!(
-                "[[route]]\npath = \"/{path}\"\nservice = \"websocket\"\norigins = \"any\"\nupstreams = [\"wss://{upstream}\"]\n\
+                "[[route]]\npath = \"/{path}\"\nservice = \"websocket\"\nupstreams = [\"wss://{upstream}\"]\n\
                  upstream_path = \"/echo\"\nupstream_tls = {{ {tls} }}\n"
             )
         };

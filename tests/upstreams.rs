@@ -324,10 +324,7 @@ fn metric(metrics: &Metrics, family: &str, labels: &[&str]) -> u64 {
 /// A route of this path to these upstreams; lines of its own may follow.
 fn route(path: &str, upstreams: &[SocketAddr]) -> String {
     let upstreams: Vec<String> = upstreams.iter().map(|address| format!("\"ws://{address}\"")).collect();
-    format!(
-        "[[route]]\npath = \"{path}\"\nservice = \"websocket\"\norigins = \"any\"\nupstreams = [{}]\n",
-        upstreams.join(", ")
-    )
+    format!("[[route]]\npath = \"{path}\"\nservice = \"websocket\"\nupstreams = [{}]\n", upstreams.join(", "))
 }
 
 /// A server on loopback that serves each connection in a thread of its own, for as long as the test runs.

@@ -8,7 +8,7 @@ use super::super::pattern::{HostPattern, PathPattern, canonical_host};
 use super::super::{Origins, PAGE_OPENS, Port, Relay, Route, Scheme, Service, path};
 use super::list;
 use super::ports::WrittenPort;
-use crate::protocol::http::origin::{Origin, OriginRef};
+use crate::protocol::http::origin::{Origin, OriginFault, OriginRef};
 
 const EXPECTED: &str = "\"any\", \"same\", \"upstream\", or a list of exact Origins";
 
@@ -36,6 +36,9 @@ pub(super) fn origins<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Or
         };
         let value = text.to_owned();
         let problem = match Origin::parse(text) {
+            Ok(origin) if !can_be_sent(&origin) => {
+                Problem::BadOrigin { value, fault: OriginFault::Authority }
+            }
             Ok(origin) if !origins.contains(&origin) => {
                 origins.push(origin);
                 continue;
@@ -47,6 +50,13 @@ pub(super) fn origins<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Or
         reader.fault::<()>(&item, problem);
     }
     Some(Origins::Exact(origins))
+}
+
+/// Whether there are pages of this Origin: on the web their host is a name, or an address in the one spelling that browsers
+/// give it.
+fn can_be_sent(origin: &Origin) -> bool {
+    let Origin::Tuple { scheme, host, port } = origin else { return true };
+    !matches!(&**scheme, "http" | "https") || (HostPattern::parse(host).is_ok() && *port != Some(0))
 }
 
 /// Records where the policy of a route that takes opening handshakes gives visitors' cookies to every page, or leaves
@@ -171,8 +181,8 @@ fn plain(route: &Route, port: &Port, listed: &[(Origin, usize)]) -> Option<Cauti
     }
 }
 
-/// Whether a built-in page on this port opens a WebSocket of this route, and is not in the list, in which another Origin
-/// of its host is. `routes` are all of this port.
+/// Whether a built-in page on this port opens a WebSocket of this route, and is not in the list, in which another
+/// Origin of its host is. `routes` are all of this port.
 fn forgotten(route: &Route, port: &Port, routes: &[&Route]) -> Option<Caution> {
     let Origins::Exact(origins) = &route.origins else { return None };
     let number = port.public_port.unwrap_or(port.number);

@@ -107,6 +107,36 @@ fn an_upstream_judges_origins_that_it_is_told() {
 }
 
 #[test]
+fn an_origin_that_no_page_has_is_a_fault() {
+    for (origin, is_fault) in [
+        ("http://127.0.0.1", false),
+        ("http://127.0.0.1:8080", false),
+        ("http://127.1", true),
+        ("http://0x7f.1", true),
+        ("http://0177.0.0.1", true),
+        ("https://2130706433", true),
+        ("https://.a.example", true),
+        ("https://a..example", true),
+        ("https://a.example:0", true),
+        ("https://a.example.", false),
+        ("https://a_b.example", false),
+        ("https://[2001:DB8::0:A]:8443", false),
+        // Whoever has a scheme of his own has hosts as he likes.
+        ("app://127.1", false),
+        ("capacitor://localhost", false),
+    ] {
+        let text = format!("{ROUTE}origins = [\"{origin}\"]\n{PORT}public_scheme = \"wss\"\n");
+        let expected = is_fault.then(|| {
+            format!(
+                "4:12: route[0].origins[0]: \"{origin}\" is not an Origin: its host or port is not valid. \
+                 Write, for example, [\"https://example.com\"], or \"same\"."
+            )
+        });
+        assert_eq!(faults(&text), Vec::from_iter(expected));
+    }
+}
+
+#[test]
 fn who_leaves_origins_out_lets_in_pages_of_the_same_origin_alone() {
     for route in [ROUTE, WEBSOCKET, TCP, HTTP] {
         let (config, _): (Config, _) = check(&format!("{route}{PORT}"), Path::new("")).unwrap();
