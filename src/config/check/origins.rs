@@ -166,19 +166,23 @@ fn plain(route: &Route, port: &Port, listed: &[(Origin, usize)]) -> Option<Cauti
     {
         return Some(Caution::PlainForSecurePages { port: port.label.clone() });
     }
-    let host = host?;
-    let of_host = |scheme: &str| {
-        listed.iter().find(|(origin, _)| has_scheme(origin, scheme) && is_of_host(origin, &host))
+    let is_served = |host: &str| match (&port.public_host, &route.host) {
+        (Some(public_host), _) => public_host == host,
+        (None, HostPattern::Any) => false,
+        (None, pattern) => pattern.matches(&canonical_host(host)),
     };
-    // A host with pages of http, too, is none that has told browsers of HSTS.
-    match (of_host("https"), of_host("http")) {
-        (Some((origin, line)), None) => Some(Caution::PlainForSecureHost {
+    listed.iter().find_map(|(origin, line)| {
+        let Origin::Tuple { scheme, host, .. } = origin else { return None };
+        let is_secure = **scheme == *"https" && is_served(host);
+        // A host with pages of http, too, is none that has told browsers of HSTS.
+        let has_plain =
+            || listed.iter().any(|(other, _)| has_scheme(other, "http") && is_of_host(other, host));
+        (is_secure && !has_plain()).then(|| Caution::PlainForSecureHost {
             port: port.label.clone(),
             origin: origin.clone(),
             line: *line,
-        }),
-        _ => None,
-    }
+        })
+    })
 }
 
 /// Whether a built-in page on this port opens a WebSocket of this route, and is not in the list, in which another

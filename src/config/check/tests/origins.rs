@@ -226,10 +226,12 @@ fn a_host_of_https_is_not_served_without_tls() {
     let sentence = "https://a.example:8443 in line 5 is of this host, and clients speak no TLS to port 80: with HSTS \
                     browsers make wss:// of ws:// for every port of a host. Write `tls` for the port, or \
                     public_scheme = \"wss\" where TLS ends before it, or `ports` without it.";
-    assert_eq!(
-        warnings(&known(secure, "/b", &host("a.example"), "")),
-        [format!("7:8: route[1].host: {sentence}")]
-    );
+    for pattern in ["a.example", "A.Example", "*.example"] {
+        assert_eq!(
+            warnings(&known(secure, "/b", &host(pattern), "")),
+            [format!("7:8: route[1].host: {sentence}")]
+        );
+    }
     assert_eq!(
         warnings(&known(secure, "/b", "", "public_host = \"a.example\"\n")),
         [format!("7:8: route[1].path: {sentence}")]
@@ -239,7 +241,8 @@ fn a_host_of_https_is_not_served_without_tls() {
         // Who has pages of http has told browsers nothing of HSTS.
         (both, "a.example", ""),
         (secure, "b.example", ""),
-        (secure, "*.example", ""),
+        (secure, "*.a.example", ""),
+        (secure, "*", ""),
         (secure, "a.example", "public_scheme = \"wss\"\n"),
         (secure, "a.example", "public_host = \"b.example\"\n"),
         (secure, "a.example", "address = \"127.0.0.1\"\n"),
