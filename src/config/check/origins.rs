@@ -173,7 +173,9 @@ fn plain(route: &Route, port: &Port, listed: &[(Origin, usize)]) -> Option<Cauti
     };
     listed.iter().find_map(|(origin, line)| {
         let Origin::Tuple { scheme, host, .. } = origin else { return None };
-        let is_secure = **scheme == *"https" && is_served(host);
+        // HSTS is for names alone (RFC 6797 section 8.1.1).
+        let is_name = canonical_host(host).parse::<IpAddr>().is_err();
+        let is_secure = **scheme == *"https" && is_name && is_served(host);
         // A host with pages of http, too, is none that has told browsers of HSTS.
         let has_plain =
             || listed.iter().any(|(other, _)| has_scheme(other, "http") && is_of_host(other, host));

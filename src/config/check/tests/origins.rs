@@ -242,6 +242,10 @@ fn a_host_of_https_is_not_served_without_tls() {
         (both, "a.example", ""),
         (secure, "b.example", ""),
         (secure, "*.a.example", ""),
+        // Addresses have no HSTS.
+        ("[\"https://192.0.2.1\"]", "192.0.2.1", ""),
+        ("[\"https://[2001:db8::1]\"]", "2001:DB8::1", ""),
+        ("[\"https://[2001:db8::1]\"]", "b.example", "public_host = \"[2001:db8::1]\"\n"),
         (secure, "*", ""),
         (secure, "a.example", "public_scheme = \"wss\"\n"),
         (secure, "a.example", "public_host = \"b.example\"\n"),
