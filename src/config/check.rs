@@ -8,6 +8,7 @@ mod routes;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod web;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;

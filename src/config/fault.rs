@@ -163,6 +163,14 @@ pub enum Problem {
     BadFieldValue,
     /// Not a host that a request could name.
     BadHostField { value: String },
+    /// A redirect that changes nothing.
+    RedirectToItself,
+    /// Not a host that clients could be sent to.
+    BadRedirectHost { value: String, fault: HostFault },
+    /// A prefix to send clients to, where the route's path is one path.
+    RedirectPathKind,
+    /// A status that is no redirect's.
+    BadRedirectStatus { status: u64 },
     /// A key that is about opening handshakes, of a route that takes none.
     TakesNoWebSocket,
     /// `websocket = false` of a service that is nothing else.
@@ -263,7 +271,9 @@ impl fmt::Display for Problem {
             Self::UnknownValue { value, .. } => write!(out, "there is no {value:?} here"),
             Self::BadAddress { value } => write!(out, "{value:?} is not an IP address"),
             Self::BadListen { value } => write!(out, "{value:?} is not an IP address with a port"),
-            Self::BadHost { value, fault } | Self::BadPublicHost { value, fault } => {
+            Self::BadHost { value, fault }
+            | Self::BadPublicHost { value, fault }
+            | Self::BadRedirectHost { value, fault } => {
                 write!(out, "{value:?} is not a host: {fault}")
             }
             Self::BadPath { value, fault } => write!(out, "no request has the path {value:?}: {fault}"),
@@ -317,7 +327,7 @@ impl fmt::Display for Problem {
             Self::UpstreamPathKind { is_prefix_wanted: true } => {
                 write!(out, "the route's path is a prefix, and this is one path")
             }
-            Self::UpstreamPathKind { is_prefix_wanted: false } => {
+            Self::UpstreamPathKind { is_prefix_wanted: false } | Self::RedirectPathKind => {
                 write!(out, "the route's path is one path, and this is a prefix")
             }
             Self::BadBalance { value } => write!(out, "there is no {value:?} here"),
@@ -337,6 +347,8 @@ impl fmt::Display for Problem {
             Self::BadField { name, fault } => write!(out, "{name:?} cannot be edited: {fault}"),
             Self::BadFieldValue => write!(out, "this is not the value of a field"),
             Self::BadHostField { value } => write!(out, "no request names {value:?} as its host"),
+            Self::RedirectToItself => write!(out, "it leads to where the request was"),
+            Self::BadRedirectStatus { status } => write!(out, "no redirect has the status {status}"),
             Self::TakesNoWebSocket => {
                 out.write_str("it is about opening handshakes, and the route takes none")
             }
@@ -494,6 +506,12 @@ impl Problem {
                 "Write a host, with its port or without, such as \"app.internal\" or \"app.internal:8080\"."
                     .into()
             }
+            Self::RedirectToItself => "Write at least one of scheme, host, port and path.".into(),
+            Self::BadRedirectHost { .. } => {
+                "Write, for example, \"www.example.com\"; its port belongs in `port`.".into()
+            }
+            Self::RedirectPathKind => "Write the one path that clients are sent to, such as \"/new\".".into(),
+            Self::BadRedirectStatus { .. } => "Write 301, 302, 307 or 308.".into(),
             Self::TakesNoWebSocket => "Add websocket = true, or remove it.".into(),
             Self::AlwaysWebSocket { .. } | Self::NotForService { .. } => "Remove it.".into(),
             Self::Certificate { fault, .. } => certificate_help(*fault).into(),

@@ -63,6 +63,7 @@ pub(super) const ROUTE: Schema = Schema {
         "request_headers",
         "response_headers",
         "trusted",
+        "redirect",
     ],
 };
 pub(super) const UPSTREAM_LIMITS: Schema =
@@ -76,6 +77,8 @@ pub(super) const REQUEST_HEADERS: Schema =
     Schema { title: "[route.request_headers]", keys: &["remove", "set"] };
 pub(super) const RESPONSE_HEADERS: Schema =
     Schema { title: "[route.response_headers]", keys: &["remove", "set"] };
+pub(super) const REDIRECT: Schema =
+    Schema { title: "[route.redirect]", keys: &["scheme", "host", "port", "path", "status"] };
 pub(super) const ROUTE_LIMITS: Schema = Schema { title: "[route.limits]", keys: limits::ROUTE_KEYS };
 
 /// Every table of the file.
@@ -96,6 +99,7 @@ pub(super) const SCHEMAS: &[&Schema] = &[
     &HEALTH,
     &REQUEST_HEADERS,
     &RESPONSE_HEADERS,
+    &REDIRECT,
 ];
 
 /// The keys that documentation of Ringway as a whole names and this version has no code for, by their table. To take
@@ -109,7 +113,7 @@ const KEYS_NOT_YET: &[(&str, &[&str])] = &[
 /// Limits whose 0 means off, which this version can do.
 const PER_ADDRESS: &[&str] = &["connections_per_address_max", "handshakes_per_address_per_s"];
 /// The services that this version has no code for, likewise.
-pub(super) const SERVICES_NOT_YET: &[&str] = &["files", "redirect", "topics"];
+pub(super) const SERVICES_NOT_YET: &[&str] = &["files", "topics"];
 
 /// The range of a number.
 #[derive(Clone, Copy, Debug)]

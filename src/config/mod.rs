@@ -17,6 +17,7 @@ mod secret;
 mod show;
 mod size;
 pub mod upstream;
+pub mod web;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -30,6 +31,7 @@ pub use pattern::{HostPattern, PathPattern, PortSet};
 pub use read::{ReadFault, read};
 pub use secret::{Secret, SecretFault, SecretSource};
 pub use upstream::{Relay, Upstream, UpstreamAddress};
+pub use web::Redirect;
 
 use ipnet::IpNet;
 
@@ -192,6 +194,8 @@ pub struct Route {
     pub websocket: bool,
     /// How it relays; there exactly where the service relays.
     pub relay: Option<Relay>,
+    /// Where it sends clients; there exactly where the service does so.
+    pub redirect: Option<Redirect>,
     /// The networks whose forwarding fields are believed.
     pub trusted: Vec<IpNet>,
     /// What `[route.limits]` lays over the port's limits.
@@ -211,6 +215,8 @@ closed_set! {
         Tcp => "tcp",
         /// Passes requests on to an HTTP server, and opening handshakes as well if the route takes them.
         Http => "http",
+        /// Sends clients elsewhere.
+        Redirect => "redirect",
     }
 }
 
@@ -219,7 +225,7 @@ impl Service {
     pub fn is_websocket(self) -> bool {
         match self {
             Self::Echo | Self::WebSocket | Self::Tcp => true,
-            Self::Page | Self::Http => false,
+            Self::Page | Self::Http | Self::Redirect => false,
         }
     }
 
@@ -227,14 +233,14 @@ impl Service {
     pub fn is_relay(self) -> bool {
         match self {
             Self::WebSocket | Self::Tcp | Self::Http => true,
-            Self::Echo | Self::Page => false,
+            Self::Echo | Self::Page | Self::Redirect => false,
         }
     }
 
     /// Whether the service answers requests that open no WebSocket, by hyper.
     pub fn is_http(self) -> bool {
         match self {
-            Self::Http => true,
+            Self::Http | Self::Redirect => true,
             Self::Echo | Self::Page | Self::WebSocket | Self::Tcp => false,
         }
     }
@@ -243,7 +249,7 @@ impl Service {
     pub fn passes_requests(self) -> bool {
         match self {
             Self::WebSocket | Self::Http => true,
-            Self::Echo | Self::Page | Self::Tcp => false,
+            Self::Echo | Self::Page | Self::Tcp | Self::Redirect => false,
         }
     }
 }
@@ -426,6 +432,7 @@ mod tests {
                 "[route.upstream_limits]" => below("route", "upstream_limits"),
                 "[route.upstream_tls]" => below("route", "upstream_tls"),
                 "[route.health]" => below("route", "health"),
+                "[route.redirect]" => below("route", "redirect"),
                 "[route.request_headers]" => below("route", "request_headers"),
                 // They are as those of requests.
                 "[route.response_headers]" => below("route", "request_headers"),

@@ -6,7 +6,7 @@ use super::certificate::{CertificateFiles, Version};
 use super::file::Unit;
 use super::limits::{self, Limit, milliseconds};
 use super::upstream::{HealthKind, LIMITS, Relay, UpstreamTls};
-use super::{Config, Origins, Port, PortSet, Route, Service, size};
+use super::{Config, Origins, Port, PortSet, Redirect, Route, Service, size};
 
 /// See [`Config::to_toml`].
 pub(super) fn show(config: &Config) -> String {
@@ -120,10 +120,31 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
         writeln!(out, "trusted = [{}]", strings(&route.trusted))?;
     }
     write_limits(out, route.overrides.iter())?;
+    if let Some(redirect) = &route.redirect {
+        write_redirect(out, redirect)?;
+    }
     match &route.relay {
         Some(relay) => write_relay(out, relay, route.service),
         None => Ok(()),
     }
+}
+
+/// Writes where a route sends clients.
+fn write_redirect(out: &mut String, redirect: &Redirect) -> fmt::Result {
+    write!(out, "redirect = {{ ")?;
+    if let Some(scheme) = redirect.scheme {
+        write!(out, "scheme = \"{scheme}\", ")?;
+    }
+    if let Some(host) = &redirect.host {
+        write!(out, "host = {}, ", string(host))?;
+    }
+    if let Some(port) = redirect.port {
+        write!(out, "port = {port}, ")?;
+    }
+    if let Some(path) = &redirect.path {
+        write!(out, "path = {}, ", string(&path.to_string()))?;
+    }
+    writeln!(out, "status = {} }}", redirect.status)
 }
 
 /// Writes what a route says of its upstreams, the tables in it last.
@@ -293,6 +314,14 @@ mod tests {
             path = "/api/*"
             service = "http"
             upstreams = ["http://127.0.0.1:3000"]
+            [[route]]
+            path = "/old/*"
+            service = "redirect"
+            redirect = { scheme = "https", host = "[2001:DB8::1]", port = 8443, path = "/a%20b/*", status = 302 }
+            [[route]]
+            path = "/older"
+            service = "redirect"
+            redirect = { path = "/new" }
             [[route]]
             path = "/plain"
             service = "websocket"

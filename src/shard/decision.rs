@@ -60,8 +60,9 @@ pub(super) fn decide<'t>(
             accept(table, place, head, &opening, peer)
         }
         // A proxy that is not told to pass an Upgrade ignores it (RFC 9110 section 7.8).
-        (_, service) if service.is_http() => Decision::Web { place },
+        (_, Service::Http) => Decision::Web { place },
         (Request::Opening(_), _) => Decision::refuse(Refusal::NoRoute, route_index),
+        (Request::Plain, service) if service.is_http() => Decision::Web { place },
         (Request::Plain, Service::Page) => Decision::Page { place },
         (Request::Plain, _) if matches!(head.method(), "GET" | "HEAD") => {
             Decision::refuse(Refusal::UpgradeRequired, route_index)

@@ -22,6 +22,7 @@ use crate::route::policy::is_within;
 use crate::service::reach::stickiness;
 use crate::service::web::body::{self, Content};
 use crate::service::web::proxy::{self, Question, RequestBody};
+use crate::service::web::redirect;
 use crate::service::{Place, Upstreams, page};
 
 /// Answers a request of HTTP/2, which came past our own parser, and counts the answer.
@@ -93,6 +94,7 @@ pub(super) async fn respond(
                 Err(refusal) => Err(refusal),
             }
         }
+        Service::Redirect => redirected(table, place, &parts),
         Service::Echo | Service::Page | Service::WebSocket | Service::Tcp => {
             unreachable!("what these answer is no affair of hyper's")
         }
@@ -100,6 +102,15 @@ pub(super) async fn respond(
     let answer = answer.unwrap_or_else(|refusal| refused(refusal, parts.method == http::Method::HEAD));
     place.cells().http_request(Some(place.route_index), answer.status().as_u16());
     answer
+}
+
+/// Where a client is sent.
+fn redirected(table: &Table, place: &Place, parts: &Parts) -> Result<Response<Content>, Refusal> {
+    let (target, fields) = (parts.uri.to_string(), fields(parts));
+    let head = head(parts, &target, &fields)?;
+    let route = table.route(place);
+    let redirect = route.redirect.as_ref().expect("a service that redirects knows where to");
+    redirect::answer(redirect, &route.path, &head, table.same_origin(&head))
 }
 
 /// What an upstream is asked.

@@ -27,7 +27,7 @@ pub(super) const PORT_NUMBER: Bounds = Bounds {
     zero: Some("one that the kernel chooses"),
     reason: "A port is a number of 16 bits.",
 };
-const PUBLIC_PORT: Bounds = Bounds { zero: None, ..PORT_NUMBER };
+pub(super) const PUBLIC_PORT: Bounds = Bounds { zero: None, ..PORT_NUMBER };
 
 /// A `[[port]]` of the file.
 pub(super) struct WrittenPort {

@@ -8,7 +8,7 @@ use super::super::pattern::{HostPattern, PathPattern, PortSet};
 use super::super::{NO_ROUTE, Origins, Route, Service};
 use super::networks::networks;
 use super::ports::{PORT_NUMBER, WrittenPort, port_number};
-use super::{Tables, limits_of, list, name, origins, relay};
+use super::{Tables, limits_of, list, name, origins, relay, web};
 use crate::protocol::http::list::is_token_byte;
 
 const TABLES: Tables = Tables {
@@ -18,6 +18,9 @@ const TABLES: Tables = Tables {
     max: 1024,
     reason: "Each route is a series in metrics.",
 };
+
+/// The keys of a route that mean nothing where no opening handshake is answered.
+const HANDSHAKE_KEYS: &[&str] = &["origins", "subprotocols"];
 
 /// What Ringway keeps for itself on every port.
 const RESERVED: &str = "/.well-known/ringway/*";
@@ -92,14 +95,15 @@ fn route<'t>(
         None => Some(Vec::new()),
     };
     if let Some(service) = service {
-        let meaningless: [&[&str]; 2] = match service {
-            Service::Echo => [relay::KEYS, &[]],
-            Service::Page => [relay::KEYS, &["origins", "subprotocols"]],
+        let meaningless: &[&[&str]] = match service {
+            Service::Echo => &[relay::KEYS, web::REDIRECT_KEYS],
+            Service::Page => &[relay::KEYS, HANDSHAKE_KEYS, web::REDIRECT_KEYS],
             // What the upstream chooses is passed on.
-            Service::WebSocket | Service::Http => [&["subprotocols"], &[]],
-            Service::Tcp => [relay::REQUEST_KEYS, &[]],
+            Service::WebSocket | Service::Http => &[&["subprotocols"], web::REDIRECT_KEYS],
+            Service::Tcp => &[relay::REQUEST_KEYS, web::REDIRECT_KEYS],
+            Service::Redirect => &[relay::KEYS, HANDSHAKE_KEYS],
         };
-        for item in meaningless.into_iter().flatten().filter_map(|key| section.get(key)) {
+        for item in meaningless.iter().copied().flatten().filter_map(|key| section.get(key)) {
             reader.fault::<()>(&item, Problem::NotForService { service });
         }
     }
@@ -121,6 +125,10 @@ fn route<'t>(
     if let (Some(service), Some(true), Some(origins)) = (service, websocket, &origins) {
         origins::check(reader, section, service, origins, relay.as_ref().and_then(Option::as_ref));
     }
+    let redirect = match service {
+        Some(Service::Redirect) => Some(web::redirect(reader, section, path.as_ref())),
+        _ => None,
+    };
 
     let (host, path, port_set) = (host?, path?, port_set?);
     check_path(reader, section, &path, &port_set, service, ports)?;
@@ -156,6 +164,10 @@ fn route<'t>(
         websocket: websocket?,
         relay: match relay {
             Some(relay) => Some(relay?),
+            None => None,
+        },
+        redirect: match redirect {
+            Some(redirect) => Some(redirect?),
             None => None,
         },
         trusted: trusted?,

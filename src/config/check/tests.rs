@@ -3,6 +3,7 @@
 mod origins;
 mod relays;
 mod tls;
+mod web;
 
 use std::path::Path;
 
@@ -181,8 +182,8 @@ const CASES: &[(&str, &str)] = &[
         r#"2:8: route[0].path: no request has the path "/a/../b": it has a segment of dots. Write, for example, "/chat" for one path, or "/chat/*" for all below it."#,
     ),
     (
-        "[[route]]\npath = \"/\"\nservice = \"files\"\n",
-        r#"3:11: route[0].service: this version has no service "files" yet. The services of this version are "echo", "page", "websocket", "tcp" and "http"."#,
+        "[[route]]\npath = \"/\"\nservice = \"topics\"\n",
+        r#"3:11: route[0].service: this version has no service "topics" yet. The services of this version are "echo", "page", "websocket", "tcp", "http" and "redirect"."#,
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"http\"\norigins = \"any\"\nupstreams = [\"http://a\"]\n",
