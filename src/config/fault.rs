@@ -258,6 +258,7 @@ pub enum Caution {
 }
 
 impl fmt::Display for Problem {
+    #[expect(clippy::too_many_lines, reason = "a list, one line or two for each problem")]
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Syntax { message } => write!(out, "this is not TOML: {message}"),
