@@ -163,6 +163,10 @@ pub enum Problem {
     BadFieldValue,
     /// Not a host that a request could name.
     BadHostField { value: String },
+    /// A folder that is none, or cannot be looked at.
+    BadFolder { name: String, cause: String },
+    /// No name of a file in a folder.
+    BadFileName { name: String },
     /// A redirect that changes nothing.
     RedirectToItself,
     /// Not a host that clients could be sent to.
@@ -349,6 +353,8 @@ impl fmt::Display for Problem {
             Self::BadFieldValue => write!(out, "this is not the value of a field"),
             Self::BadHostField { value } => write!(out, "no request names {value:?} as its host"),
             Self::RedirectToItself => write!(out, "it leads to where the request was"),
+            Self::BadFolder { name, cause } => write!(out, "{name:?} cannot be served from: {cause}"),
+            Self::BadFileName { name } => write!(out, "{name:?} is not the name of a file in the folder"),
             Self::BadRedirectStatus { status } => write!(out, "no redirect has the status {status}"),
             Self::TakesNoWebSocket => {
                 out.write_str("it is about opening handshakes, and the route takes none")
@@ -506,6 +512,12 @@ impl Problem {
             Self::BadHostField { .. } => {
                 "Write a host, with its port or without, such as \"app.internal\" or \"app.internal:8080\"."
                     .into()
+            }
+            Self::BadFolder { .. } => {
+                "Write the path of a folder that is there; it begins at the directory of this file.".into()
+            }
+            Self::BadFileName { .. } => {
+                "Write, for example, index = \"index.html\" or fallback = \"/index.html\".".into()
             }
             Self::RedirectToItself => "Write at least one of scheme, host, port and path.".into(),
             Self::BadRedirectHost { .. } => {

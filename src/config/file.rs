@@ -64,6 +64,12 @@ pub(super) const ROUTE: Schema = Schema {
         "response_headers",
         "trusted",
         "redirect",
+        "folder",
+        "index",
+        "fallback",
+        "precompressed",
+        "cache_control",
+        "hidden",
     ],
 };
 pub(super) const UPSTREAM_LIMITS: Schema =
@@ -113,7 +119,7 @@ const KEYS_NOT_YET: &[(&str, &[&str])] = &[
 /// Limits whose 0 means off, which this version can do.
 const PER_ADDRESS: &[&str] = &["connections_per_address_max", "handshakes_per_address_per_s"];
 /// The services that this version has no code for, likewise.
-pub(super) const SERVICES_NOT_YET: &[&str] = &["files", "topics"];
+pub(super) const SERVICES_NOT_YET: &[&str] = &["topics"];
 
 /// The range of a number.
 #[derive(Clone, Copy, Debug)]

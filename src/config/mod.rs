@@ -196,6 +196,8 @@ pub struct Route {
     pub relay: Option<Relay>,
     /// Where it sends clients; there exactly where the service does so.
     pub redirect: Option<Redirect>,
+    /// What it serves; there exactly where the service serves files.
+    pub files: Option<web::Files>,
     /// The networks whose forwarding fields are believed.
     pub trusted: Vec<IpNet>,
     /// What `[route.limits]` lays over the port's limits.
@@ -217,6 +219,8 @@ closed_set! {
         Http => "http",
         /// Sends clients elsewhere.
         Redirect => "redirect",
+        /// Serves the files of a folder.
+        Files => "files",
     }
 }
 
@@ -225,7 +229,7 @@ impl Service {
     pub fn is_websocket(self) -> bool {
         match self {
             Self::Echo | Self::WebSocket | Self::Tcp => true,
-            Self::Page | Self::Http | Self::Redirect => false,
+            Self::Page | Self::Http | Self::Redirect | Self::Files => false,
         }
     }
 
@@ -233,14 +237,14 @@ impl Service {
     pub fn is_relay(self) -> bool {
         match self {
             Self::WebSocket | Self::Tcp | Self::Http => true,
-            Self::Echo | Self::Page | Self::Redirect => false,
+            Self::Echo | Self::Page | Self::Redirect | Self::Files => false,
         }
     }
 
     /// Whether the service answers requests that open no WebSocket, by hyper.
     pub fn is_http(self) -> bool {
         match self {
-            Self::Http | Self::Redirect => true,
+            Self::Http | Self::Redirect | Self::Files => true,
             Self::Echo | Self::Page | Self::WebSocket | Self::Tcp => false,
         }
     }
@@ -249,7 +253,7 @@ impl Service {
     pub fn passes_requests(self) -> bool {
         match self {
             Self::WebSocket | Self::Http => true,
-            Self::Echo | Self::Page | Self::Tcp | Self::Redirect => false,
+            Self::Echo | Self::Page | Self::Tcp | Self::Redirect | Self::Files => false,
         }
     }
 }

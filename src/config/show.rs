@@ -6,6 +6,7 @@ use super::certificate::{CertificateFiles, Version};
 use super::file::Unit;
 use super::limits::{self, Limit, milliseconds};
 use super::upstream::{HealthKind, LIMITS, Relay, UpstreamTls};
+use super::web::Files;
 use super::{Config, Origins, Port, PortSet, Redirect, Route, Service, size};
 
 /// See [`Config::to_toml`].
@@ -120,6 +121,9 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
         writeln!(out, "trusted = [{}]", strings(&route.trusted))?;
     }
     write_limits(out, route.overrides.iter())?;
+    if let Some(files) = &route.files {
+        write_files(out, files)?;
+    }
     if let Some(redirect) = &route.redirect {
         write_redirect(out, redirect)?;
     }
@@ -130,6 +134,21 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
 }
 
 /// Writes where a route sends clients.
+fn write_files(out: &mut String, files: &Files) -> fmt::Result {
+    writeln!(out, "folder = {}", string(&files.folder.name))?;
+    writeln!(out, "index = {}", string(&files.index))?;
+    if let Some(fallback) = &files.fallback {
+        writeln!(out, "fallback = {}", string(fallback))?;
+    }
+    if !files.precompressed.is_empty() {
+        writeln!(out, "precompressed = [{}]", strings(&files.precompressed))?;
+    }
+    if let Some(cache_control) = &files.cache_control {
+        writeln!(out, "cache_control = {}", string(cache_control))?;
+    }
+    writeln!(out, "hidden = {}", files.hidden)
+}
+
 fn write_redirect(out: &mut String, redirect: &Redirect) -> fmt::Result {
     write!(out, "redirect = {{ ")?;
     if let Some(scheme) = redirect.scheme {
@@ -322,6 +341,19 @@ mod tests {
             path = "/older"
             service = "redirect"
             redirect = { path = "/new" }
+            [[route]]
+            path = "/static/*"
+            service = "files"
+            folder = "."
+            index = "start.html"
+            fallback = "/app/start.html"
+            precompressed = ["gzip", "br"]
+            cache_control = "public, max-age=60"
+            hidden = true
+            [[route]]
+            path = "/files/*"
+            service = "files"
+            folder = "."
             [[route]]
             path = "/plain"
             service = "websocket"

@@ -1,6 +1,7 @@
-//! What a route says that answers plain requests itself: where it sends clients.
+//! What a route says that answers plain requests itself: where it sends clients, or which files it has.
 
 use super::PathPattern;
+use super::certificate::NamedFile;
 use crate::protocol::closed_set;
 
 closed_set! {
@@ -21,6 +22,51 @@ impl WebScheme {
             Self::Https => 443,
         }
     }
+}
+
+closed_set! {
+    /// How a file may be compressed beforehand (RFC 9110 section 8.4.1).
+    pub enum Coding {
+        /// Brotli (RFC 7932).
+        Br => "br",
+        /// Zstandard (RFC 8878).
+        Zstd => "zstd",
+        /// gzip (RFC 1952).
+        Gzip => "gzip",
+    }
+}
+
+impl Coding {
+    /// What follows the name of a file that is compressed so.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Br => ".br",
+            Self::Zstd => ".zst",
+            Self::Gzip => ".gz",
+        }
+    }
+}
+
+/// What a route of `service = "files"` says of its folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// The folder.
+    pub folder: NamedFile,
+    /// The name of the file that stands for a folder.
+    pub index: String,
+    /// The file, by its path in the folder, that a page is served from which is not there; `None` for a 404.
+    pub fallback: Option<String>,
+    /// How files may be compressed beforehand, the best first.
+    pub precompressed: Vec<Coding>,
+    /// What `Cache-Control` says of files; `None` for nothing.
+    pub cache_control: Option<String>,
+    /// Whether names that begin with a dot are served.
+    pub hidden: bool,
+}
+
+impl Files {
+    /// What stands for a folder where nothing is written.
+    pub const INDEX: &str = "index.html";
 }
 
 /// `redirect` of a route: where clients are sent. At least one of the first four is there; what is not is as in the

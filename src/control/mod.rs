@@ -4,6 +4,7 @@
 
 pub mod admin;
 mod certificates;
+mod folders;
 mod health;
 mod names;
 mod shards;
@@ -82,6 +83,15 @@ pub enum RunError {
         /// The cause.
         fault: String,
     },
+    /// A folder that was there when the configuration was checked cannot be served from.
+    Folder {
+        /// The route's name.
+        route: String,
+        /// The folder, as it was written.
+        folder: String,
+        /// The cause.
+        error: io::Error,
+    },
     /// Something that the process needs from the system failed.
     System(io::Error),
     /// A shard ended by itself.
@@ -116,6 +126,9 @@ impl fmt::Display for RunError {
             }
             Self::Certificate { port, fault } => write!(formatter, "port {port} has no certificate: {fault}"),
             Self::NoRing(reason) => write!(formatter, "io_uring was asked for and cannot be had: {reason}"),
+            Self::Folder { route, folder, error } => {
+                write!(formatter, "the route {route:?} cannot serve files from {folder:?}: {error}")
+            }
             Self::System(error) => write!(formatter, "the system refused what a gateway needs: {error}"),
             Self::ShardEnded { index } => write!(formatter, "shard {index} ended by itself; this is a fault of ours"),
             Self::TaskEnded => formatter.write_str(
@@ -202,8 +215,9 @@ impl Gateway {
         });
         let mut tasks = watch_upstreams(&config, &groups).await;
         certificates::watch(&tls, &metrics, signals.hang_ups(), &mut tasks);
-        let mut shards =
-            Shards::spawn(&config, listeners, shard_count, connections_max, &metrics, &groups, &tls)?;
+        let folders = folders::open(&config)?;
+        let parts = shards::Parts { config: &config, metrics: &metrics, groups: &groups, tls: &tls, folders };
+        let mut shards = Shards::spawn(parts, listeners, shard_count, connections_max)?;
         let started = shards.started().await;
         let started = match started {
             Ok(started) => started,

@@ -8,11 +8,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::RunError;
 use super::certificates::PortTls;
+use super::folders::Folders;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::listen::Listeners;
 use crate::service::admission::Admission;
 use crate::service::upstream::Group;
+use crate::service::web::files::readers::Readers;
 use crate::shard::{self, Listener, Mail, Mailbox, Setup, StartError, Started};
 
 /// What a shard's thread reports.
@@ -41,17 +43,26 @@ pub(super) struct Shards {
     has_port: Vec<bool>,
 }
 
+/// What all shards have in common.
+pub(super) struct Parts<'a> {
+    pub(super) config: &'a Arc<Config>,
+    pub(super) metrics: &'a Metrics,
+    /// The upstreams of each route that relays.
+    pub(super) groups: &'a [Option<Arc<Group>>],
+    /// The TLS of each port that speaks it.
+    pub(super) tls: &'a [Option<Arc<PortTls>>],
+    pub(super) folders: Folders,
+}
+
 impl Shards {
     /// Starts a thread for each shard and hands it its listeners.
     pub(super) fn spawn(
-        config: &Arc<Config>,
+        parts: Parts<'_>,
         listeners: Vec<Option<Listeners>>,
         shard_count: usize,
         connections_max: u32,
-        metrics: &Metrics,
-        groups: &[Option<Arc<Group>>],
-        tls: &[Option<Arc<PortTls>>],
     ) -> Result<Self, RunError> {
+        let Parts { config, metrics, groups, tls, folders } = parts;
         // Each shard reports twice, so nobody ever waits for room.
         let (sender, events) = channel(2 * shard_count);
         let cores = core_affinity::get_core_ids().unwrap_or_default();
@@ -62,6 +73,7 @@ impl Shards {
         for index in 0..shard_count {
             let (mailbox, inbox) = shard::mailbox().map_err(RunError::System)?;
             mailboxes.push(mailbox);
+            let desk = folders.readers.as_ref().map(Readers::desk).transpose().map_err(RunError::System)?;
             setups.push(Setup {
                 index,
                 core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
@@ -74,6 +86,8 @@ impl Shards {
                         Some((Arc::clone(group.as_ref()?), metrics.relay_cells(index, route_index)?))
                     })
                     .collect(),
+                desk,
+                folders: folders.folders.clone(),
                 listeners: Vec::new(),
                 admission: Arc::clone(&admission),
                 cells: metrics.shard_cells(index),

@@ -31,6 +31,9 @@ use crate::net::wake::Counted;
 use crate::route::Router;
 use crate::service::admission::Admission;
 use crate::service::upstream::Group;
+use crate::service::web::files::Folders;
+use crate::service::web::files::folder::Folder;
+use crate::service::web::files::readers::DeskSetup;
 use crate::service::web::kept::Kept;
 use crate::service::{Phase, Port, Resources};
 
@@ -49,6 +52,10 @@ pub struct Setup {
     pub config: Arc<Config>,
     /// The upstreams of each route, and what is counted for them; `None` for a route that does not relay.
     pub upstreams: Vec<Option<(Arc<Group>, Arc<RelayCells>)>>,
+    /// Where it has files read; there exactly where a route serves files.
+    pub desk: Option<DeskSetup>,
+    /// The folder of each route; `None` for a route that serves no files.
+    pub folders: Vec<Option<Arc<Folder>>>,
     /// Its listeners, with what belongs to each.
     pub listeners: Vec<Listener>,
     /// The limit of the whole gateway on connections.
@@ -143,6 +150,8 @@ impl Shard {
             Some(Behind { group, cells, kept: Kept::new(&resources, &relay.limits) })
         });
         let behind: Vec<_> = behind.collect();
+        let desk = setup.desk.map(DeskSetup::bind).transpose()?;
+        let folders = Rc::new(Folders { desk, folders: setup.folders });
         let mut acceptors = Vec::new();
         for listener in setup.listeners {
             let port = Rc::new(Port {
@@ -154,7 +163,7 @@ impl Shard {
                 proxies: setup.config.ports[listener.port_index].proxy_protocol.clone(),
                 admissions: [listener.admission, Arc::clone(&setup.admission)],
             });
-            let table = Table::new(&setup.config, &behind, &router, listener.port_index, port);
+            let table = Table::new(&setup.config, (&behind, &folders), &router, listener.port_index, port);
             acceptors.push((table, Acceptor::new(listener.socket, driver)?));
         }
         let (reserve, inbox, ticks) = (Rc::new(Reserve::new()), setup.inbox.bind()?, Counted::ticks(TICK)?);

@@ -9,6 +9,9 @@ use crate::protocol::http::origin::OriginRef;
 use crate::protocol::http::request::RequestHead;
 use crate::route::{Router, policy};
 use crate::service::upstream::Group;
+use crate::service::web::files::Folders;
+use crate::service::web::files::folder::Folder;
+use crate::service::web::files::readers::Desk;
 use crate::service::web::kept::Kept;
 use crate::service::{Place, Port, Upstreams};
 
@@ -21,6 +24,7 @@ pub(super) struct Table {
     router: Rc<Router>,
     /// A place for each route, by the route's index.
     places: Vec<Rc<Place>>,
+    folders: Rc<Folders>,
 }
 
 /// What stands behind a route that relays, for all ports of a shard.
@@ -33,7 +37,7 @@ pub(super) struct Behind {
 impl Table {
     pub(super) fn new(
         config: &Arc<Config>,
-        upstreams: &[Option<Behind>],
+        (upstreams, folders): (&[Option<Behind>], &Rc<Folders>),
         router: &Rc<Router>,
         port_index: usize,
         port: Rc<Port>,
@@ -52,6 +56,7 @@ impl Table {
         });
         Rc::new(Self {
             places: places.collect(),
+            folders: Rc::clone(folders),
             port,
             port_index,
             config: Arc::clone(config),
@@ -71,6 +76,11 @@ impl Table {
     /// The route as it is configured.
     pub(super) fn route(&self, place: &Place) -> &Route {
         &self.config.routes[place.route_index]
+    }
+
+    /// The folder of a route that serves files, and where that is read.
+    pub(super) fn folder(&self, place: &Place) -> Option<(&Rc<Desk>, &Arc<Folder>)> {
+        self.folders.of(place.route_index)
     }
 
     /// Whether this route answers opening handshakes.

@@ -22,7 +22,7 @@ use crate::route::policy::is_within;
 use crate::service::reach::stickiness;
 use crate::service::web::body::{self, Content};
 use crate::service::web::proxy::{self, Question, RequestBody};
-use crate::service::web::redirect;
+use crate::service::web::{files, redirect};
 use crate::service::{Place, Upstreams, page};
 
 /// Answers a request of HTTP/2, which came past our own parser, and counts the answer.
@@ -95,6 +95,7 @@ pub(super) async fn respond(
             }
         }
         Service::Redirect => redirected(table, place, &parts),
+        Service::Files => file(table, place, &parts).await,
         Service::Echo | Service::Page | Service::WebSocket | Service::Tcp => {
             unreachable!("what these answer is no affair of hyper's")
         }
@@ -102,6 +103,14 @@ pub(super) async fn respond(
     let answer = answer.unwrap_or_else(|refusal| refused(refusal, parts.method == http::Method::HEAD));
     place.cells().http_request(Some(place.route_index), answer.status().as_u16());
     answer
+}
+
+/// A file.
+async fn file(table: &Table, place: &Place, parts: &Parts) -> Result<Response<Content>, Refusal> {
+    let (target, fields) = (parts.uri.to_string(), fields(parts));
+    let head = head(parts, &target, &fields)?;
+    let folder = table.folder(place).expect("a service of files has a folder");
+    files::answer(folder, &table.route(place).path, &head, &parts.headers).await
 }
 
 /// Where a client is sent.

@@ -113,7 +113,7 @@ fn example(service: Service) -> &'static str {
     match service {
         Service::Tcp => "upstreams = [\"tcp://127.0.0.1:6379\"]",
         Service::Http => "upstreams = [\"http://127.0.0.1:3000\"]",
-        Service::Echo | Service::Page | Service::Redirect | Service::WebSocket => {
+        Service::Echo | Service::Page | Service::Redirect | Service::Files | Service::WebSocket => {
             "upstreams = [\"ws://127.0.0.1:9001\"]"
         }
     }

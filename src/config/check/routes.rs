@@ -96,14 +96,16 @@ fn route<'t>(
     };
     if let Some(service) = service {
         let meaningless: &[&[&str]] = match service {
-            Service::Echo => &[relay::KEYS, web::REDIRECT_KEYS],
-            Service::Page => &[relay::KEYS, HANDSHAKE_KEYS, web::REDIRECT_KEYS],
+            Service::Echo => &[relay::KEYS],
+            Service::Page | Service::Redirect | Service::Files => &[relay::KEYS, HANDSHAKE_KEYS],
             // What the upstream chooses is passed on.
-            Service::WebSocket | Service::Http => &[&["subprotocols"], web::REDIRECT_KEYS],
-            Service::Tcp => &[relay::REQUEST_KEYS, web::REDIRECT_KEYS],
-            Service::Redirect => &[relay::KEYS, HANDSHAKE_KEYS],
+            Service::WebSocket | Service::Http => &[&["subprotocols"]],
+            Service::Tcp => &[relay::REQUEST_KEYS],
         };
-        for item in meaningless.iter().copied().flatten().filter_map(|key| section.get(key)) {
+        let of_others = [(Service::Redirect, web::REDIRECT_KEYS), (Service::Files, web::FILES_KEYS)];
+        let of_others = of_others.into_iter().filter(|(other, _)| *other != service).map(|(_, keys)| keys);
+        let keys = meaningless.iter().copied().chain(of_others).flatten();
+        for item in keys.filter_map(|key| section.get(key)) {
             reader.fault::<()>(&item, Problem::NotForService { service });
         }
     }
@@ -125,6 +127,10 @@ fn route<'t>(
     if let (Some(service), Some(true), Some(origins)) = (service, websocket, &origins) {
         origins::check(reader, section, service, origins, relay.as_ref().and_then(Option::as_ref));
     }
+    let files = match service {
+        Some(Service::Files) => Some(web::files(reader, section, base)),
+        _ => None,
+    };
     let redirect = match service {
         Some(Service::Redirect) => Some(web::redirect(reader, section, path.as_ref())),
         _ => None,
@@ -164,6 +170,10 @@ fn route<'t>(
         websocket: websocket?,
         relay: match relay {
             Some(relay) => Some(relay?),
+            None => None,
+        },
+        files: match files {
+            Some(files) => Some(files?),
             None => None,
         },
         redirect: match redirect {

@@ -183,7 +183,27 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"topics\"\n",
-        r#"3:11: route[0].service: this version has no service "topics" yet. The services of this version are "echo", "page", "websocket", "tcp", "http" and "redirect"."#,
+        r#"3:11: route[0].service: this version has no service "topics" yet. The services of this version are "echo", "page", "websocket", "tcp", "http", "redirect" and "files"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"files\"\nfolder = \"/dev/null\"\n",
+        r#"4:10: route[0].folder: "/dev/null" cannot be served from: it is no folder. Write the path of a folder that is there; it begins at the directory of this file."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"files\"\nfolder = \".\"\nindex = \"../x\"\n",
+        r#"5:9: route[0].index: "../x" is not the name of a file in the folder. Write, for example, index = "index.html" or fallback = "/index.html"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"files\"\nfolder = \".\"\nfallback = \"x\"\n",
+        r#"5:12: route[0].fallback: "x" is not the name of a file in the folder. Write, for example, index = "index.html" or fallback = "/index.html"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"files\"\nfolder = \".\"\nprecompressed = [\"deflate\"]\n",
+        r#"5:18: route[0].precompressed[0]: there is no "deflate" here. Write one of "br", "zstd" and "gzip"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nfolder = \".\"\n",
+        r#"4:10: route[0].folder: the service "echo" has no use for it. Remove it."#,
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"http\"\norigins = \"any\"\nupstreams = [\"http://a\"]\n",

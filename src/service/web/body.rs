@@ -18,6 +18,8 @@ pub enum ContentFault {
     UpstreamGone,
     /// The upstream said nothing for the response timeout.
     UpstreamTimedOut,
+    /// The file became shorter, or could not be read.
+    File,
     /// The client ended the body of its request before it was whole, sent more than is taken, or nothing for too long.
     Request,
 }
@@ -27,6 +29,7 @@ impl fmt::Display for ContentFault {
         formatter.write_str(match self {
             Self::UpstreamGone => "the upstream is gone in the middle of its response",
             Self::UpstreamTimedOut => "the upstream said nothing for too long",
+            Self::File => "the file could not be read to its end",
             Self::Request => "the body of the request is not to be had",
         })
     }
