@@ -119,6 +119,8 @@ impl Gateway {
             io_driver,
             upstreams: upstreams.collect(),
             config: Arc::new(config),
+            desk: None,
+            folders: Vec::new(),
             listeners: vec![Listener {
                 port_index: 0,
                 number: listeners.address.port(),
