@@ -1,4 +1,4 @@
-//! The folders that routes serve files from, opened once, and the threads that read them.
+//! The folders that routes serve files from, and the threads that read them.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(super) struct Folders {
     pub(super) folders: Vec<Option<Arc<Folder>>>,
 }
 
-/// Opens them, and starts the threads if there is one.
+/// Looks at them, and starts the threads if there is one.
 pub(super) fn open(config: &Config) -> Result<Folders, RunError> {
     let open = |route: &crate::config::Route| {
         let Some(files) = &route.files else { return Ok(None) };

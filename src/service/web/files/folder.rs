@@ -29,7 +29,6 @@ const RACES_MAX: u32 = 8;
 pub struct Folder {
     route: String,
     files: Files,
-    root: OwnedFd,
     logged_ms: AtomicU64,
 }
 
@@ -96,23 +95,20 @@ pub struct Rest {
 }
 
 impl Folder {
-    /// Opens the folder of this route.
+    /// The folder of this route, which is there.
+    ///
+    /// It is opened anew for each lookup: what is published by putting another folder or link in its place is served at once.
     ///
     /// # Errors
     /// Where it is none, or cannot be read; [`io::ErrorKind::Unsupported`] where the kernel or a filter of system calls has
     /// no `openat2`, without which nothing would keep links within the folder.
     pub fn open(route: &str, files: &Files) -> io::Result<Self> {
-        let root = rustix::fs::open(
-            &files.folder.path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        match beneath(&root, b".") {
+        match beneath(&root(files)?, b".") {
             Ok(_) => {}
             Err(Errno::NOSYS | Errno::PERM) => return Err(io::ErrorKind::Unsupported.into()),
             Err(error) => return Err(error.into()),
         }
-        Ok(Self { route: route.to_owned(), files: files.clone(), root, logged_ms: AtomicU64::new(0) })
+        Ok(Self { route: route.to_owned(), files: files.clone(), logged_ms: AtomicU64::new(0) })
     }
 
     /// What the configuration says of it.
@@ -123,15 +119,19 @@ impl Folder {
     /// Looks a path up, and reads the beginning of what is to be sent.
     pub fn look(&self, wanted: &Wanted) -> Answer {
         let Some(path) = wanted.path.strip_prefix(b"/") else { return Answer::Folder };
+        let root = match root(&self.files) {
+            Ok(root) => root,
+            Err(errno) => return self.fault(b"", errno),
+        };
         let mut path = path.to_vec();
         if path.is_empty() || path.ends_with(b"/") {
             path.extend_from_slice(self.files.index.as_bytes());
         }
-        let found = match self.open_file(&path) {
+        let found = match self.open_file(&root, &path) {
             Err(Answer::Missing) if wanted.takes_html => match &self.files.fallback {
                 Some(fallback) => {
                     path = fallback.trim_start_matches('/').as_bytes().to_vec();
-                    self.open_file(&path)
+                    self.open_file(&root, &path)
                 }
                 None => Err(Answer::Missing),
             },
@@ -144,7 +144,7 @@ impl Folder {
         let mut coding = None;
         for &offered in &wanted.codings {
             let variant = [&path, offered.suffix().as_bytes()].concat();
-            if let Ok(found) = self.open_file(&variant) {
+            if let Ok(found) = self.open_file(&root, &variant) {
                 (file, stat) = found;
                 coding = Some(offered);
                 break;
@@ -180,8 +180,8 @@ impl Folder {
     }
 
     /// Opens a regular file.
-    fn open_file(&self, path: &[u8]) -> Result<(OwnedFd, Stat), Answer> {
-        let opened = beneath(&self.root, path).and_then(|file| fstat(&file).map(|stat| (file, stat)));
+    fn open_file(&self, root: &OwnedFd, path: &[u8]) -> Result<(OwnedFd, Stat), Answer> {
+        let opened = beneath(root, path).and_then(|file| fstat(&file).map(|stat| (file, stat)));
         let (file, stat) = opened.map_err(|errno| self.fault(path, errno))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Ok((file, stat)),
@@ -222,6 +222,12 @@ impl Folder {
                 .compare_exchange(logged_ms, now_ms.max(1), Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
     }
+}
+
+/// The folder, to look things up in.
+fn root(files: &Files) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&files.folder.path, flags, Mode::empty())
 }
 
 impl Rest {
@@ -276,7 +282,7 @@ fn etag(stat: &Stat, coding: Option<Coding>) -> String {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use super::*;
     use crate::config::Config;
@@ -446,6 +452,18 @@ mod tests {
     }
 
     #[test]
+    fn another_folder_in_its_place_is_served_at_once() {
+        let scene = Scene::new("place");
+        let folder = scene.folder("");
+        fs::rename(scene.public(), scene.path.join("old")).unwrap();
+        assert_eq!(look(&folder, &wanted("/a.js")), "Missing");
+        fs::create_dir(scene.path.join("new")).unwrap();
+        fs::write(scene.path.join("new/a.js"), "let a = 2;").unwrap();
+        symlink("new", scene.public()).unwrap();
+        assert_eq!(look(&folder, &wanted("/a.js")), "let a = 2;");
+    }
+
+    #[test]
     fn a_folder_that_is_none_is_no_start() {
         let scene = Scene::new("none");
         let files = scene.folder("").files().clone();
@@ -453,6 +471,5 @@ mod tests {
         assert_eq!(Folder::open("files", &files).unwrap_err().kind(), io::ErrorKind::NotFound);
         fs::write(scene.public(), "a file").unwrap();
         assert_eq!(Folder::open("files", &files).unwrap_err().kind(), io::ErrorKind::NotADirectory);
-        assert!(Path::new(&files.folder.path).is_absolute());
     }
 }
