@@ -358,8 +358,8 @@ fn connections_max(config: &Config, descriptors: u64, shard_count: usize) -> u32
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_RESERVED_PER_SHARD * shard_count + listeners;
     // On a machine with hardly any descriptors half of them are better than none.
     let available = descriptors.saturating_sub(reserved).max(descriptors / 2);
-    let has_relays = config.routes.iter().any(|route| route.relay.is_some());
-    let available = if has_relays { available / 2 } else { available };
+    let takes_another = |route: &Route| route.relay.is_some() || route.files.is_some();
+    let available = if config.routes.iter().any(takes_another) { available / 2 } else { available };
     u32::try_from(available).unwrap_or(u32::MAX)
 }
 

@@ -171,7 +171,11 @@ fn respond(desk: &Rc<Desk>, folder: &Arc<Folder>, found: Found, is_head: bool) -
     let files = folder.files();
     let headers = response.headers_mut();
     if !files.precompressed.is_empty() {
-        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    if files.fallback.is_some() {
+        // Whether a path that leads nowhere is a page depends on who asks.
+        headers.append(header::VARY, HeaderValue::from_static("Accept"));
     }
     let (status, length) = match verdict {
         Verdict::Failed => (StatusCode::PRECONDITION_FAILED, None),
@@ -223,6 +227,8 @@ fn value(text: &str) -> HeaderValue {
 fn media_type(name: &[u8]) -> Cow<'static, str> {
     let name = String::from_utf8_lossy(name);
     match mime_guess::from_path(&*name).first_raw() {
+        // RFC 9239 section 6: one type for all scripts.
+        Some("application/javascript") => "text/javascript; charset=utf-8".into(),
         Some(text) if text.starts_with("text/") => format!("{text}; charset=utf-8").into(),
         Some(other) => other.into(),
         None => "application/octet-stream".into(),

@@ -1,6 +1,7 @@
 //! An exchange that hyper reads and writes, between two looks of our own at what comes.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::{Future as _, poll_fn};
 use std::net::IpAddr;
 use std::pin::pin;
@@ -18,6 +19,7 @@ use crate::net::timers::{TICKS_PER_S, ticks};
 use crate::protocol::http::FIELD_COUNT_MAX;
 use crate::protocol::http::refusal::BadRequest;
 use crate::protocol::http::request::{RequestHead, Version};
+use crate::service::web::body::ContentFault;
 use crate::service::web::gate::{Exchange, Gate, Malformed, Request};
 use crate::service::{Phase, Place};
 use crate::shard::web::respond;
@@ -163,7 +165,11 @@ impl Connection {
             if is_http10 {
                 self.client.stream.reset_on_close();
             }
-            return Outcome::Broken(End::UpstreamGone);
+            let fault = error.source().and_then(|source| source.downcast_ref::<ContentFault>());
+            return Outcome::Broken(match fault {
+                Some(ContentFault::File) => End::Internal,
+                _ => End::UpstreamGone,
+            });
         }
         Outcome::Broken(End::ClientGone)
     }

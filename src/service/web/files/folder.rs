@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2};
@@ -121,17 +122,26 @@ impl Folder {
         let Some(path) = wanted.path.strip_prefix(b"/") else { return Answer::Folder };
         let root = match root(&self.files) {
             Ok(root) => root,
-            Err(errno) => return self.fault(b"", errno),
+            Err(errno) => return self.gone(errno),
         };
         let mut path = path.to_vec();
-        if path.is_empty() || path.ends_with(b"/") {
+        let is_folder = path.is_empty() || path.ends_with(b"/");
+        if is_folder {
             path.extend_from_slice(self.files.index.as_bytes());
         }
         let found = match self.open_file(&root, &path) {
+            // What stands for a folder is none.
+            Err(Answer::Folder) if is_folder => Err(Answer::Missing),
+            found => found,
+        };
+        let found = match found {
             Err(Answer::Missing) if wanted.takes_html => match &self.files.fallback {
                 Some(fallback) => {
                     path = fallback.trim_start_matches('/').as_bytes().to_vec();
-                    self.open_file(&root, &path)
+                    self.open_file(&root, &path).map_err(|answer| match answer {
+                        Answer::Folder => Answer::Missing,
+                        answer => answer,
+                    })
                 }
                 None => Err(Answer::Missing),
             },
@@ -152,7 +162,8 @@ impl Folder {
         }
         let size = u64::try_from(stat.st_size).unwrap_or_default();
         let etag = etag(&stat, coding);
-        let modified = u64::try_from(stat.st_mtime).ok();
+        // RFC 9110 section 8.8.2.1: no later than now. (Nor are there dates beyond the year 9999.)
+        let modified = u64::try_from(stat.st_mtime).ok().map(|modified| modified.min(now_s()));
         let verdict = wanted.conditions.judge(&etag, modified, size);
         let (offset, left) = match verdict {
             _ if wanted.is_head => (0, 0),
@@ -176,6 +187,18 @@ impl Folder {
     pub fn log(&self, error: &io::Error) {
         if self.may_log() {
             tracing::error!(route = self.route, %error, "a file could not be read to its end");
+        }
+    }
+
+    /// The folder itself is not there any more, or not to be had.
+    fn gone(&self, errno: Errno) -> Answer {
+        if self.may_log() {
+            let (folder, error) = (&self.files.folder.name, io::Error::from(errno));
+            tracing::error!(route = self.route, folder, %error, "a folder cannot be served from any more");
+        }
+        match errno {
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM => Answer::Busy,
+            _ => Answer::Missing,
         }
     }
 
@@ -222,6 +245,11 @@ impl Folder {
                 .compare_exchange(logged_ms, now_ms.max(1), Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
     }
+}
+
+/// The time of day, in seconds since the Unix epoch.
+fn now_s() -> u64 {
+    clock::time_of_day().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The folder, to look things up in.

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,6 +31,15 @@ const WAITING_MAX: usize = 1_024;
 enum Task {
     Look(Arc<Folder>, Wanted),
     Read(Arc<Folder>, Rest),
+}
+
+impl Task {
+    fn run(self) -> Outcome {
+        match self {
+            Self::Look(folder, wanted) => Outcome::Looked(folder.look(&wanted)),
+            Self::Read(folder, rest) => Outcome::Read(rest.read().inspect_err(|error| folder.log(error))),
+        }
+    }
 }
 
 /// What came of it.
@@ -95,10 +105,15 @@ fn read(queue: &Mutex<Receiver<Job>>, waiting: &AtomicUsize) {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { task, slot, back, waker }) = job else { return };
         waiting.fetch_sub(1, Ordering::Relaxed);
-        let outcome = match task {
-            Task::Look(folder, wanted) => Outcome::Looked(folder.look(&wanted)),
-            Task::Read(folder, rest) => Outcome::Read(rest.read().inspect_err(|error| folder.log(error))),
-        };
+        let is_lookup = matches!(task, Task::Look(..));
+        // Somebody waits for the outcome, whatever it is; and the next job is somebody else's.
+        let outcome = catch_unwind(AssertUnwindSafe(|| task.run())).unwrap_or_else(|_| {
+            if is_lookup {
+                Outcome::Looked(Answer::Broken)
+            } else {
+                Outcome::Read(Err(io::ErrorKind::Other.into()))
+            }
+        });
         // A shard that has ended needs no answer.
         if back.send((slot, outcome)).is_ok() {
             waker.wake();
