@@ -1,188 +1,314 @@
-"""Certificates by ACME, with the example of deploy/acme: the challenge, the way to https, the renewal.
+"""deploy/acme as it stands: challenges are answered both ways, and a renewed certificate is served without a restart.
 
-The test is the ACME server, which fetches the challenge (RFC 8555 section 8.3), and the client that writes files as
-certbot does: tokens into folders that it makes and removes, certificates into archive/, links to them in live/.
+Most of the authority's part, the fetch of HTTP-01 (RFC 8555 section 8.3), and of certbot's, the files it writes and the
+links it switches, is played here; in the end the real certbot gets certificates from an authority of acme2certifier's.
 """
 
 import contextlib
 import http.client
 import http.server
 import os
+import re
 import shutil
 import socket
+import ssl
+import subprocess
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
 from authority import Authority
-from harness import PATIENCE_S, Gateway, wait_until
+from harness import PATIENCE_S, Gateway, free_port, wait_until
 
+HERE = Path(__file__).parent
+CERTBOT = Path(os.environ["RINGWAY_CERTBOT"])
 EXAMPLE = Path(__file__).parents[2] / "deploy/acme/ringway.toml"
-HOST = "example.com"
+NAME = "www.example.com"
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
-AUTHORIZATION = f"{TOKEN}.9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
+KEY_AUTHORIZATION = f"{TOKEN}.9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
+CHALLENGES = "/.well-known/acme-challenge"
 
 
-class Certbot:
-    """What certbot leaves in its folders."""
+def replaced(text, old, new):
+    """The text with something replaced that has to be there."""
+    assert old in text, f"{old} is not in the example"
+    return text.replace(old, new)
 
-    def __init__(self, folder, authority):
-        self.authority = authority
-        self.etc = folder / "letsencrypt"
-        self.live = self.etc / "live" / HOST
-        self.archive = self.etc / "archive" / HOST
-        self.webroot = folder / "webroot"
-        self.challenges = self.webroot / ".well-known/acme-challenge"
-        self.live.mkdir(parents=True)
-        self.archive.mkdir(parents=True)
+
+class Site:
+    """certbot's folders, filled as certbot does."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.authority = Authority(folder)
+        self.challenges = folder / "webroot" / CHALLENGES.lstrip("/")
         self.challenges.mkdir(parents=True)
-        self.count = 0
+        self.archive, self.live = folder / "letsencrypt/archive" / NAME, folder / "letsencrypt/live" / NAME
+        self.archive.mkdir(parents=True)
+        self.live.mkdir(parents=True)
 
-    def renew(self):
-        """Puts another certificate in place, link by link."""
-        self.count += 1
-        self.authority.sign(HOST, HOST)
-        for name, made in [("fullchain", "pem"), ("privkey", "key")]:
-            file = self.archive / f"{name}{self.count}.pem"
-            file.write_bytes(self.authority.read(f"{HOST}.{made}"))
+    def renew(self, number):
+        """Writes the certificate of this number, has the links in `live` point to it, and returns it."""
+        self.authority.sign("signed", NAME)
+        for kind, signed in (("fullchain", "signed.pem"), ("privkey", "signed.key")):
+            file = self.archive / f"{kind}{number}.pem"
+            file.write_bytes((self.folder / signed).read_bytes())
             file.chmod(0o600)
-            link = self.live / f"{name}.pem"
-            with contextlib.suppress(FileNotFoundError):
-                link.unlink()
-            link.symlink_to(os.path.relpath(file, self.live))
+        for kind in ("fullchain", "privkey"):
+            # As certbot does: the link is taken away, and made anew.
+            link = self.live / f"{kind}.pem"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"../../archive/{NAME}/{kind}{number}.pem")
+        pem = (self.live / "fullchain.pem").read_text()
+        return ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----END")] + "-----END CERTIFICATE-----\n")
 
-    def prove(self, token, authorization):
-        """Writes a token where the authority will look for it."""
-        self.challenges.mkdir(parents=True, exist_ok=True)
-        (self.challenges / token).write_text(authorization)
-
-    def clean_up(self):
-        """Removes what it has made, the folder as well."""
-        shutil.rmtree(self.challenges)
-
-
-def configuration(certbot, passed_to=None):
-    """The example, on free ports and in folders of the test's; its other way where challenges are passed to a port."""
-    text = EXAMPLE.read_text()
-    text = text[text.index("[[port]]") :]
-    first, other = text.index("# What certbot --webroot"), text.index("# Or what answers")
-    after = text.index('[[route]]\nname = "to-https"')
-    places = [("/var/lib/ringway/acme", str(certbot.webroot))]
-    if passed_to is not None:
-        lines = [line.removeprefix("# ") for line in text[other:after].splitlines()[1:]]
-        text = text[:first] + "\n".join(lines) + "\n" + text[after:]
-        places = [("127.0.0.1:8402", f"127.0.0.1:{passed_to}")]
-    for old, new in [
-        ("number = 80\n", 'number = 0\nname = "http"\n'),
-        ("number = 443\n", 'number = 0\nname = "https"\n'),
-        ("ports = [80]", 'ports = ["http"]'),
-        ("ports = [443]", 'ports = ["https"]'),
-        ("/etc/letsencrypt", str(certbot.etc)),
-        *places,
-    ]:
-        assert old in text, f"{old} is not in the example"
-        text = text.replace(old, new)
-    return text
+    def config(self, *, upstream_port=None):
+        """The example, at ports and in folders of the test's own; the other way where a port is given to pass on to."""
+        text = EXAMPLE.read_text()
+        if upstream_port is not None:
+            route, rest = text.split("# The other way:", 1)
+            route = route[: route.rindex("[[route]]")]
+            way, rest = rest.split("\n\n", 1)
+            way = way[way.index("# [[route]]") :]
+            text = route + re.sub(r"^# ", "", way, flags=re.MULTILINE) + "\n\n" + rest
+            text = replaced(text, "127.0.0.1:8402", f"127.0.0.1:{upstream_port}")
+        else:
+            text = replaced(text, f"/var/www/acme{CHALLENGES}", str(self.challenges))
+        text = replaced(text, "/etc/letsencrypt", str(self.folder / "letsencrypt"))
+        for number in (80, 443):
+            text = replaced(text, f"\nnumber = {number}\n", '\nnumber = 0\naddress = "127.0.0.1"\n')
+        return text
 
 
-def fetch(port, path, *, method="GET", host=HOST):
-    """One request: status, fields, content."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+@pytest.fixture(params=["io_uring", "epoll"])
+def driver(request):
+    return request.param
+
+
+def fetch(gateway, path, *, method="GET", host=NAME):
+    """Status, Location and content of the answer on port 80."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.ports["plain"], timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers={"Host": host})
         response = connection.getresponse()
-        return response.status, response.headers, response.read().decode()
+        return response.status, response.headers["Location"], response.read().decode()
     finally:
         connection.close()
 
 
-def serial_number(port, authority):
-    """That of the certificate which a client gets, which is one for its name by its authority."""
-    context = authority.context()
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as plain,
-        context.wrap_socket(plain, server_hostname=HOST) as tls,
-    ):
-        return tls.getpeercert()["serialNumber"]
+def presented(gateway, site):
+    """The certificate that port 443 shows a client which believes the authority."""
+    raw = socket.create_connection(("127.0.0.1", gateway.ports["secure"]), timeout=PATIENCE_S)
+    with site.authority.context().wrap_socket(raw, server_hostname=NAME) as client:
+        return client.getpeercert(binary_form=True)
 
 
-def test_the_challenge_is_answered_and_all_else_is_sent_to_https(io_driver, tmp_path):
-    certbot = Certbot(tmp_path, Authority(tmp_path))
-    certbot.renew()
-    challenge = f"/.well-known/acme-challenge/{TOKEN}"
-    with Gateway(configuration(certbot), io_driver=io_driver) as gateway:
-        port = gateway.ports["http"]
-        assert fetch(port, challenge)[0] == 404
-        certbot.prove(TOKEN, AUTHORIZATION)
-        for host in [HOST, f"www.{HOST}", "192.0.2.1"]:
-            status, _, content = fetch(port, challenge, host=host)
-            assert (status, content) == (200, AUTHORIZATION), host
-        status, fields, content = fetch(port, challenge, method="HEAD")
-        assert (status, fields["Content-Length"], content) == (200, str(len(AUTHORIZATION)), "")
-        for path in [f"{challenge}x", "/.well-known/acme-challenge/", "/.well-known/acme-challenge/.hidden"]:
-            assert fetch(port, path)[0] == 404, path
-
-        # certbot removes the folder that it has made, and makes another the next time.
-        certbot.clean_up()
-        assert fetch(port, challenge)[0] == 404
-        certbot.prove("another", "content")
-        assert fetch(port, "/.well-known/acme-challenge/another")[2] == "content"
-
-        status, fields, _ = fetch(port, "/a/b?c=d")
-        assert (status, fields["Location"]) == (308, f"https://{HOST}/a/b?c=d")
-        metrics = gateway.at_rest()
-        assert metrics.value("http_requests_total", route="acme", **{"class": "2xx"}) == 5
+def check_redirects(gateway):
+    """Everything that is no challenge goes to https, whatever it asks for."""
+    for host in (NAME, "other.example", f"{NAME}:80", f"{NAME}:8080"):
+        for path in ("/", "/some/page?a=b", "/.well-known/other", "/.well-known/acme-challengex"):
+            status, location, content = fetch(gateway, path, host=host)
+            name = host.split(":")[0]
+            assert (status, location, content) == (308, f"https://{name}{path}", "")
 
 
-def test_the_challenge_is_passed_to_who_answers_it(io_driver, tmp_path):
-    asked = []
+@contextlib.contextmanager
+def standalone():
+    """A client of ACME that answers challenges itself, as certbot --standalone does; its port."""
 
-    class Standalone(http.server.BaseHTTPRequestHandler):
-        """What certbot --standalone is."""
-
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append((self.path, self.headers["Host"]))
-            found = self.path == f"/.well-known/acme-challenge/{TOKEN}"
-            content = AUTHORIZATION.encode() if found else b"no"
-            self.send_response(200 if found else 404)
+            is_there = self.path == f"{CHALLENGES}/{TOKEN}"
+            content = KEY_AUTHORIZATION.encode() if is_there else b""
+            self.send_response(200 if is_there else 404)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
 
         def log_message(self, *_arguments):
             pass
 
-    certbot = Certbot(tmp_path, Authority(tmp_path))
-    certbot.renew()
-    challenge = f"/.well-known/acme-challenge/{TOKEN}"
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Standalone) as standalone:
-        threading.Thread(target=standalone.serve_forever, daemon=True).start()
-        text = configuration(certbot, passed_to=standalone.server_address[1])
-        with Gateway(text, io_driver=io_driver) as gateway:
-            port = gateway.ports["http"]
-            assert fetch(port, challenge)[::2] == (200, AUTHORIZATION)
-            assert fetch(port, f"{challenge}x")[0] == 404
-            assert asked == [(challenge, HOST), (f"{challenge}x", HOST)]
-            assert fetch(port, "/")[0] == 308
-        standalone.shutdown()
-    # Nobody listens there between two renewals.
-    with Gateway(text, io_driver=io_driver) as gateway:
-        assert fetch(gateway.ports["http"], challenge)[0] == 502
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
-def test_a_renewed_certificate_is_in_force_without_a_word(io_driver, tmp_path):
-    authority = Authority(tmp_path)
-    certbot = Certbot(tmp_path, authority)
-    certbot.renew()
-    with Gateway(configuration(certbot), io_driver=io_driver) as gateway:
-        port = gateway.ports["https"]
-        first = serial_number(port, authority)
-        with (
-            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as plain,
-            authority.context().wrap_socket(plain, server_hostname=HOST) as before,
-        ):
-            certbot.renew()
-            wait_until(lambda: serial_number(port, authority) != first, "the renewed certificate is served")
-            # Who was connected stays so.
-            before.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
-            assert before.recv(64).startswith(b"HTTP/1.1 200 ")
-        assert gateway.metrics().value("certificate_reloads_total", result="loaded") == 1
+def check_challenges(gateway):
+    """The token that is there is answered by every name, and no other one."""
+    for host in (NAME, "example.com", "other.example", "127.0.0.1"):
+        assert fetch(gateway, f"{CHALLENGES}/{TOKEN}", host=host) == (200, None, KEY_AUTHORIZATION), host
+    assert fetch(gateway, f"{CHALLENGES}/{TOKEN}", method="HEAD") == (200, None, "")
+    assert fetch(gateway, f"{CHALLENGES}/{TOKEN[::-1]}")[0] == 404
+    for path in (f"{CHALLENGES}/../../x", f"{CHALLENGES}/..%2f..%2fx", f"{CHALLENGES}//{TOKEN}"):
+        assert fetch(gateway, path)[0] == 404, path
+
+
+def test_a_challenge_in_the_webroot_is_answered_while_it_is_there(site, driver):
+    site.renew(1)
+    with Gateway(site.config(), io_driver=driver) as gateway:
+        assert fetch(gateway, f"{CHALLENGES}/{TOKEN}")[0] == 404
+        file = site.challenges / TOKEN
+        file.write_text(KEY_AUTHORIZATION)
+        check_challenges(gateway)
+        check_redirects(gateway)
+        file.unlink()
+        assert fetch(gateway, f"{CHALLENGES}/{TOKEN}")[0] == 404
+
+
+def test_a_challenge_is_passed_to_a_client_that_answers_itself(site, driver):
+    site.renew(1)
+    with standalone() as port, Gateway(site.config(upstream_port=port), io_driver=driver) as gateway:
+        check_challenges(gateway)
+        check_redirects(gateway)
+
+
+def test_while_no_client_listens_a_challenge_is_a_502_and_the_rest_is_served(site):
+    site.renew(1)
+    with standalone() as port:
+        config = site.config(upstream_port=port)
+    with Gateway(config) as gateway:
+        assert fetch(gateway, f"{CHALLENGES}/{TOKEN}")[0] == 502
+        check_redirects(gateway)
+
+
+def test_a_renewed_certificate_is_served_without_a_restart(site, driver):
+    first = site.renew(1)
+    with Gateway(site.config(), io_driver=driver) as gateway:
+        assert presented(gateway, site) == first
+        process = gateway.process.pid
+        for number in (2, 3):
+            renewed = site.renew(number)
+            assert renewed != first
+            wait_until(lambda: presented(gateway, site) == renewed, "the new certificate is served")  # noqa: B023
+        assert gateway.process.pid == process
+        os.kill(process, 0)
+        # Both were loaded; a look between the two links may have found them not to fit.
+        wait_until(
+            lambda: gateway.metrics().value("certificate_reloads_total", result="loaded") == 2, "both were counted"
+        )
+
+
+AUTHORITY_CONFIG = """
+[DEFAULT]
+debug: False
+[CAhandler]
+handler_module: acme2certifier.cahandlers.openssl_ca_handler
+issuing_ca_key: {folder}/ca.key
+issuing_ca_cert: {folder}/ca.pem
+issuing_ca_crl: {folder}/crl.pem
+ca_cert_chain_list: []
+cert_save_path: {folder}/issued
+[DBhandler]
+handler: wsgi
+dbfile: {folder}/acme.db
+[Nonce]
+[Certificate]
+[Challenge]
+[Order]
+[Directory]
+"""
+
+
+class Certbot:
+    """The real certbot, and an authority that it asks, which fetches challenges from the gateway."""
+
+    def __init__(self, site):
+        self.site, self.folder = site, site.folder / "authority"
+        self.folder.mkdir()
+        (self.folder / "issued").mkdir()
+        (self.folder / "acme_srv.cfg").write_text(AUTHORITY_CONFIG.format(folder=self.folder))
+        shutil.copy(site.authority.ca, self.folder / "ca.pem")
+        key_pem = site.authority.ca_key()
+        (self.folder / "ca.key").write_bytes(key_pem)
+        now = datetime.now(UTC)
+        revoked = x509.CertificateRevocationListBuilder().last_update(now).next_update(now + timedelta(days=1))
+        subject = x509.load_pem_x509_certificate(site.authority.ca.read_bytes()).subject
+        revoked = revoked.issuer_name(subject).sign(load_pem_private_key(key_pem, None), SHA256())
+        (self.folder / "crl.pem").write_bytes(revoked.public_bytes(Encoding.PEM))
+
+    @contextlib.contextmanager
+    def _authority(self, gateway):
+        port = free_port()
+        environment = {**os.environ, "ACME_SRV_CONFIGFILE": str(self.folder / "acme_srv.cfg")}
+        command = [CERTBOT / "python", HERE / "acme_server.py", str(port), str(gateway.ports["plain"])]
+        with (self.folder / "log").open("ab") as log:
+            server = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *command], env=environment, stdout=log, stderr=log
+            )
+        try:
+
+            def is_up():
+                assert server.poll() is None, (self.folder / "log").read_text()
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    return True
+                return False
+
+            wait_until(is_up, "the authority listens")
+            yield port
+        finally:
+            server.kill()
+            server.wait()
+
+    def get(self, gateway, *way):
+        """Has certbot get a certificate, in this way."""
+        with self._authority(gateway) as port:
+            command = [CERTBOT / "certbot", "certonly", *way, "--domain", NAME, "--force-renewal"]
+            command += [
+                "--server",
+                f"http://127.0.0.1:{port}/directory",
+                "--config-dir",
+                self.site.folder / "letsencrypt",
+            ]
+            command += ["--work-dir", self.folder / "work", "--logs-dir", self.folder / "logs"]
+            command += ["--non-interactive", "--agree-tos", "--email", "test@example.com"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            log = (self.folder / "log").read_text()
+            assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{log}"
+
+
+def port_80_alone(config):
+    """The example as it is before there is a certificate."""
+    port, rest = config.split("[[port]]\nnumber = 0", 2)[1:]
+    routes = rest[rest.index("[[route]]") : rest.index('[[route]]\nname = "echo"')]
+    return f"[[port]]\nnumber = 0{port}{routes}"
+
+
+@pytest.mark.parametrize("way", ["webroot", "standalone"])
+def test_certbot_gets_a_certificate_and_renews_it(site, way):
+    shutil.rmtree(site.folder / "letsencrypt")
+    certbot = Certbot(site)
+    if way == "webroot":
+        config = site.config()
+        arguments = ["--webroot", "--webroot-path", site.folder / "webroot"]
+    else:
+        port = free_port()
+        config = site.config(upstream_port=port)
+        arguments = ["--standalone", "--http-01-address", "127.0.0.1", "--http-01-port", str(port)]
+    with Gateway(port_80_alone(config)) as gateway:
+        certbot.get(gateway, *arguments)
+    assert site.challenges.is_dir(), "the folder that was made beforehand stays"
+    with Gateway(config) as gateway:
+        first = presented(gateway, site)
+        certbot.get(gateway, *arguments)
+        wait_until(lambda: presented(gateway, site) != first, "the renewed certificate is served")
+        assert (site.live / "fullchain.pem").resolve().name == "fullchain2.pem"

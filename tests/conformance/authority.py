@@ -20,6 +20,10 @@ class Authority:
         self._authority = trustme.CA()
         self._authority.cert_pem.write_to_path(str(self.ca))
 
+    def ca_key(self):
+        """The authority's own key in PEM, for another program to sign with."""
+        return self._authority.private_key_pem.bytes()
+
     def sign(self, name="edge", *hosts, not_before=None, not_after=None, is_rsa=False):
         """Signs a certificate for these hosts, or for this one, and puts it and its key in place.
 

@@ -1,6 +1,6 @@
 //! Connections to upstreams that are kept for further requests.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -42,22 +42,27 @@ struct Idle {
 pub struct Sender {
     /// hyper's half of it.
     pub requests: SendRequest<RequestBody>,
-    link: Rc<Link>,
+    term: Rc<Term>,
     /// True exactly when a request has been answered on it.
     pub is_used: bool,
 }
 
-/// What hyper's connection task and its holder share.
+/// A connection, which its task has, and nobody else: when the task ends, so does the descriptor.
 #[derive(Debug)]
 struct Link {
     stream: Stream,
     resources: Rc<Resources>,
+}
+
+/// How long a connection is kept, which its task and its holder share.
+#[derive(Debug)]
+struct Term {
     timer: Timer,
     /// Until when it is kept without a request; [`NEVER`] while it has one.
     idle_until: Cell<Tick>,
 }
 
-/// One of the two that share it.
+/// The task's reference to it, and hyper's within the task.
 #[derive(Clone)]
 struct Linked(Rc<Link>);
 
@@ -86,17 +91,22 @@ impl Kept {
 
     /// A connection that was kept, to where this attempt leads.
     pub fn take(&self, attempt: &Attempt) -> Option<Sender> {
-        let mut idle = self.idle.borrow_mut();
-        // The upstream has ended some of them meanwhile.
-        idle.retain(|idle| !idle.sender.requests.is_closed());
+        let mut idle = self.open();
         let index = idle.iter().rposition(|idle| {
             idle.upstream_index == attempt.index()
                 && idle.address == *attempt.address()
                 && idle.sender.requests.is_ready()
         })?;
         let sender = idle.remove(index).sender;
-        sender.link.idle_until.set(NEVER);
+        sender.term.idle_until.set(NEVER);
         Some(sender)
+    }
+
+    /// Those that have not ended meanwhile.
+    fn open(&self) -> RefMut<'_, Vec<Idle>> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|idle| !idle.sender.requests.is_closed());
+        idle
     }
 
     /// Keeps a connection on which a request has been answered; it may be at the end of that still.
@@ -104,14 +114,14 @@ impl Kept {
         if self.resources.phase() != Phase::Serving || sender.requests.is_closed() {
             return;
         }
-        let mut idle = self.idle.borrow_mut();
+        let mut idle = self.open();
         let is_same = |idle: &&Idle| idle.upstream_index == upstream_index;
         if idle.iter().filter(is_same).count() >= self.idle_max {
             return;
         }
         let until = self.resources.timers.after(self.idle_timeout);
-        sender.link.idle_until.set(until);
-        sender.link.timer.set(until);
+        sender.term.idle_until.set(until);
+        sender.term.timer.set(until);
         sender.is_used = true;
         idle.push(Idle { upstream_index, address, sender });
     }
@@ -121,34 +131,30 @@ impl Kept {
     /// # Errors
     /// hyper's, of which there is none for HTTP/1.1.
     pub async fn begin(&self, stream: Stream) -> hyper::Result<Sender> {
-        let link = Rc::new(Link {
-            stream,
-            resources: Rc::clone(&self.resources),
-            timer: self.resources.timers.timer(),
-            idle_until: Cell::new(NEVER),
-        });
+        let link = Rc::new(Link { stream, resources: Rc::clone(&self.resources) });
+        let term = Rc::new(Term { timer: self.resources.timers.timer(), idle_until: Cell::new(NEVER) });
         let io = Io::new(Linked(Rc::clone(&link)));
         let mut builder = Builder::new();
         builder.max_headers(FIELD_COUNT_MAX).max_header_size(RESPONSE_HEAD_SIZE_MAX).title_case_headers(true);
         let (requests, connection) = builder.handshake(io).await?;
-        drop(monoio::spawn(contain(run(connection, Rc::clone(&link)))));
-        Ok(Sender { requests, link, is_used: false })
+        drop(monoio::spawn(contain(run(connection, link, Rc::clone(&term)))));
+        Ok(Sender { requests, term, is_used: false })
     }
 }
 
 /// Runs a connection to its end, or until it has been idle for too long.
-async fn run(connection: Connection<Io<'static, Linked>, RequestBody>, link: Rc<Link>) {
+async fn run(connection: Connection<Io<'static, Linked>, RequestBody>, link: Rc<Link>, term: Rc<Term>) {
     let mut connection = pin!(connection);
-    while link.timer.race(connection.as_mut()).await.is_none() {
-        let (until, phase) = (link.idle_until.get(), link.resources.phase());
+    while term.timer.race(connection.as_mut()).await.is_none() {
+        let (until, phase) = (term.idle_until.get(), link.resources.phase());
         let is_idle = until != NEVER;
         // With a change of phase every deadline passes.
         if phase == Phase::Cutting
-            || is_idle && (phase == Phase::Draining || link.timer.timers().now() >= until)
+            || is_idle && (phase == Phase::Draining || term.timer.timers().now() >= until)
         {
             break;
         }
-        link.timer.set(until);
+        term.timer.set(until);
     }
     link.stream.finish();
 }
