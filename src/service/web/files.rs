@@ -2,7 +2,7 @@
 //!
 //! A shard never waits for a disk: what is to be looked up or read goes to a few threads of the process ([`readers`]),
 //! which know the folder ([`folder`]) and judge what the client knows of a file already ([`conditions`]). A response reads
-//! one chunk ahead of its client and no more ([`content`]).
+//! one chunk ahead of its client and no more (`content.rs`).
 
 pub mod codings;
 pub mod conditions;
