@@ -20,6 +20,9 @@ use crate::service::{Phase, Resources};
 /// The most bytes that the head of a response may have, which is held in memory while it arrives.
 pub const RESPONSE_HEAD_SIZE_MAX: usize = 64 << 10;
 
+/// What hyper holds of a response that waits for its client.
+const BUFFER_SIZE_MAX: usize = 128 << 10;
+
 /// The connections that one shard keeps for one route.
 #[derive(Debug)]
 pub struct Kept {
@@ -135,7 +138,11 @@ impl Kept {
         let term = Rc::new(Term { timer: self.resources.timers.timer(), idle_until: Cell::new(NEVER) });
         let io = Io::new(Linked(Rc::clone(&link)));
         let mut builder = Builder::new();
-        builder.max_headers(FIELD_COUNT_MAX).max_header_size(RESPONSE_HEAD_SIZE_MAX).title_case_headers(true);
+        builder
+            .max_headers(FIELD_COUNT_MAX)
+            .max_header_size(RESPONSE_HEAD_SIZE_MAX)
+            .max_buf_size(BUFFER_SIZE_MAX)
+            .title_case_headers(true);
         let (requests, connection) = builder.handshake(io).await?;
         drop(monoio::spawn(contain(run(connection, link, Rc::clone(&term)))));
         Ok(Sender { requests, term, is_used: false })

@@ -24,6 +24,9 @@ use crate::service::web::gate::{Exchange, Gate, Malformed, Request};
 use crate::service::{Phase, Place};
 use crate::shard::web::respond;
 
+/// What hyper holds of a response that waits for its client, and of a body that waits for its upstream.
+const BUFFER_SIZE_MAX: usize = 128 << 10;
+
 /// What an exchange begins with.
 pub(super) struct Begun {
     /// What hyper is to read.
@@ -102,6 +105,8 @@ impl Connection {
         });
         let mut builder = Builder::new();
         builder
+            // hyper reads the head into its buffer again, so it has to fit.
+            .max_buf_size(BUFFER_SIZE_MAX.max(self.table.port().limits.request_head_size_max + 1))
             .half_close(true)
             .keep_alive(keeps_alive)
             .max_headers(FIELD_COUNT_MAX)
