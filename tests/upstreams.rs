@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -231,6 +231,72 @@ fn a_drain_lets_a_refusal_come_to_its_end() {
     }
 }
 
+#[test]
+fn requests_in_one_segment_are_counted_once() {
+    let web = upstream(|mut stream| {
+        while stream.peek(&mut [0]).is_ok_and(|size| size > 0) {
+            let head = read_head(&mut stream);
+            if head.starts_with("POST") {
+                stream.read_exact(&mut [0; 5]).unwrap();
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+        }
+    });
+    let get = "GET /w HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let post = "POST /w HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello";
+    let last = "GET /none HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for io_driver in DRIVERS {
+        for requests in [&[get][..], &[get, get, get], &[post, get], &[get, post, get, post]] {
+            let gateway = Gateway::start(io_driver, "", &web_route("/w", &[web], ""));
+            let bytes = [&requests.concat(), last].concat();
+            let mut client = gateway.connect();
+            client.write_all(bytes.as_bytes()).unwrap();
+            for _ in requests {
+                assert_eq!(status(&read_head(&mut client)), 200);
+                client.read_exact(&mut [0; 2]).unwrap();
+            }
+            assert_eq!(status(&read_head(&mut client)), 404);
+            wait_for_end(&mut client);
+            drop(client);
+            let metrics = gateway.stop();
+            let counted = metric(&metrics, "wire_bytes_total", &["direction=\"received\""]);
+            assert_eq!(counted, bytes.len() as u64, "{requests:?} on {io_driver}");
+        }
+    }
+}
+
+#[test]
+fn an_upstream_that_answers_and_reads_no_further_holds_nobody() {
+    for io_driver in DRIVERS {
+        for limits in ["idle_connections_max = 0", "idle_connection_timeout_ms = 86400000"] {
+            let (go, gone) = mpsc::channel::<()>();
+            let gone = Mutex::new(gone);
+            let web = upstream(move |mut stream| {
+                read_head(&mut stream);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+                gone.lock().unwrap().recv().unwrap();
+            });
+            let sizes = "[limits]\nrequest_body_size_max = \"1GiB\"\n";
+            let gateway = Gateway::start(io_driver, sizes, &web_route("/w", &[web], limits));
+            let mut client = gateway.connect();
+            let head = "POST /w HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n";
+            client.write_all(head.as_bytes()).unwrap();
+            let mut sender = client.try_clone().unwrap();
+            let sent = thread::spawn(move || while sender.write_all(&[b'a'; 8_192]).is_ok() {});
+            let head = read_head(&mut client);
+            assert_eq!(status(&head), 200);
+            assert!(head.contains("\r\nConnection: close\r\n"), "{head}");
+            client.read_exact(&mut [0; 2]).unwrap();
+            assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "{limits} on {io_driver}");
+            client.shutdown(Shutdown::Both).unwrap();
+            sent.join().unwrap();
+            go.send(()).unwrap();
+            let metrics = gateway.stop();
+            assert_eq!(metric(&metrics, "connections_ended_total", &["end=\"http_done\""]), 1);
+        }
+    }
+}
+
 /// One shard with a port and routes.
 struct Gateway {
     address: SocketAddr,
@@ -327,6 +393,15 @@ fn metric(metrics: &Metrics, family: &str, labels: &[&str]) -> u64 {
 fn route(path: &str, upstreams: &[SocketAddr]) -> String {
     let upstreams: Vec<String> = upstreams.iter().map(|address| format!("\"ws://{address}\"")).collect();
     format!("[[route]]\npath = \"{path}\"\nservice = \"websocket\"\nupstreams = [{}]\n", upstreams.join(", "))
+}
+
+/// A route of this path that passes HTTP to these upstreams, with these limits.
+fn web_route(path: &str, upstreams: &[SocketAddr], limits: &str) -> String {
+    let upstreams: Vec<String> = upstreams.iter().map(|address| format!("\"http://{address}\"")).collect();
+    format!(
+        "[[route]]\npath = \"{path}\"\nservice = \"http\"\nupstreams = [{}]\nupstream_limits = {{ {limits} }}\n",
+        upstreams.join(", ")
+    )
 }
 
 /// A server on loopback that serves each connection in a thread of its own, for as long as the test runs.

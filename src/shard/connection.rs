@@ -207,10 +207,10 @@ impl Connection {
         let rest_size = match &step {
             Step::Open { early, .. } => early.as_ref().map_or(0, |early| early.len()),
             Step::Ask { early, .. } => early.len(),
+            Step::Exchange { begun, .. } => begun.rest_size(),
             Step::Again { .. } => self.head.len(),
             Step::Wait
             | Step::Look
-            | Step::Exchange { .. }
             | Step::Http2 { .. }
             | Step::Relay { .. }
             | Step::Leave { .. }

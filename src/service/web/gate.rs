@@ -126,7 +126,7 @@ pub struct Gate<'c> {
 }
 
 impl<'c> Gate<'c> {
-    /// Lets hyper have `request`, and what of its body is still to come. Its head and what followed it are counted
+    /// Lets hyper have `request`, and what of its body is still to come. Its head is counted
     /// already.
     ///
     /// # Errors
@@ -139,10 +139,12 @@ impl<'c> Gate<'c> {
             BodyFraming::Chunked => ResponseFraming::Chunked,
         });
         let walked = body.walk(&rest).map_err(|_| Malformed)?;
+        let watched = Watched { client, exchange };
+        watched.received(walked.size);
         left.extend(rest.drain(..walked.size));
         exchange.ahead.replace(rest);
         exchange.is_read.set(body.is_complete());
-        Ok(Self { polled: Polled::new(Watched::new(client, exchange)), left, body })
+        Ok(Self { polled: Polled::new(watched), left, body })
     }
 
     fn exchange(&self) -> &'c Exchange {

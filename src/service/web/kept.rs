@@ -50,6 +50,15 @@ pub struct Sender {
     pub is_used: bool,
 }
 
+impl Drop for Sender {
+    /// Ends the connection, if it has not ended: nobody reads an answer any more, and what is left of a request may be held
+    /// up for as long as the upstream takes none of it.
+    fn drop(&mut self) {
+        self.term.idle_until.set(0);
+        self.term.timer.set(0);
+    }
+}
+
 /// A connection, which its task has, and nobody else: when the task ends, so does the descriptor.
 #[derive(Debug)]
 struct Link {
@@ -61,7 +70,8 @@ struct Link {
 #[derive(Debug)]
 struct Term {
     timer: Timer,
-    /// Until when it is kept without a request; [`NEVER`] while it has one.
+    /// Until when it is kept without a request; [`NEVER`] while it has one, 0 once it is not to have
+    /// another.
     idle_until: Cell<Tick>,
 }
 

@@ -119,7 +119,7 @@ pub async fn pass(
             timer: Timer::new(Rc::clone(port)),
             silence,
             deadline: None,
-            way_back: Some(WayBack { kept: Rc::clone(&upstreams.kept), index, address, sender }),
+            way_back: Some(WayBack { kept: Rc::clone(&upstreams.kept), index, address, sender, progress }),
             _lease: lease,
         };
         return Ok(Response::from_parts(head, content.into_content()));
@@ -233,6 +233,8 @@ pub struct Progress {
     at: Cell<Tick>,
     /// What is wrong with it, where something is.
     fault: Cell<Option<Refusal>>,
+    /// True exactly when all of it has been taken.
+    is_whole: Cell<bool>,
 }
 
 /// The body of a request on its way to an upstream.
@@ -254,7 +256,9 @@ impl RequestBody {
     /// A body as it comes from a client, of which `size_max` bytes are taken.
     pub fn new(incoming: Incoming, port: &Rc<Port>, silence: Tick, size_max: u64) -> Self {
         let incoming = (!incoming.is_end_stream()).then_some(incoming);
-        Self { incoming, silence, left: size_max, ..Self::none(port) }
+        let body = Self { incoming, silence, left: size_max, ..Self::none(port) };
+        body.progress.is_whole.set(body.incoming.is_none());
+        body
     }
 
     fn none(port: &Rc<Port>) -> Self {
@@ -288,10 +292,14 @@ impl Body for RequestBody {
                     Some(left) => self.left = left,
                     None => return self.fail(Refusal::BodyTooLarge),
                 }
+                self.progress.is_whole.set(self.is_end_stream());
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => self.fail(BadRequest::BodyMalformed.into()),
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.progress.is_whole.set(true);
+                Poll::Ready(None)
+            }
             Poll::Pending => {
                 let silence = self.silence;
                 let deadline = *self.deadline.get_or_insert_with(|| timers.after(silence));
@@ -329,6 +337,8 @@ struct WayBack {
     index: usize,
     address: Address,
     sender: Sender,
+    /// The request's.
+    progress: Rc<Progress>,
 }
 
 impl ResponseBody {
@@ -341,7 +351,10 @@ impl ResponseBody {
     }
 
     fn give_back(&mut self) {
-        if let Some(WayBack { kept, index, address, sender }) = self.way_back.take() {
+        // Where the upstream has answered without the whole of a request, the rest of it would come before the next one.
+        if let Some(WayBack { kept, index, address, sender, progress }) = self.way_back.take()
+            && progress.is_whole.get()
+        {
             kept.keep(index, address, sender);
         }
     }

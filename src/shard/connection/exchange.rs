@@ -51,6 +51,11 @@ impl Begun {
             is_http10,
         }
     }
+
+    /// How many bytes have come behind the head, be they of the body or of what follows; they are not counted yet.
+    pub(super) fn rest_size(&self) -> usize {
+        self.request.rest.len()
+    }
 }
 
 /// How an exchange came out.
@@ -72,9 +77,12 @@ impl Connection {
         let exchange = Exchange::default();
         let outcome = self.run(&place, &exchange, *begun).await;
         let ahead = exchange.take_ahead();
+        if !matches!(outcome, Outcome::Malformed) {
+            // What was the body's is counted by now.
+            self.uncounted = ahead.len();
+        }
         match outcome {
             Outcome::Done if self.client.resources().phase() == Phase::Serving => {
-                self.uncounted = ahead.len();
                 self.keep(ahead, Vec::new())
             }
             Outcome::Done | Outcome::Last => Step::Leave { unsent: Vec::new(), end: End::HttpDone },
