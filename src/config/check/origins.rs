@@ -122,7 +122,7 @@ pub(super) fn warn<'t>(
         let mut here = ports.iter().enumerate().filter(|(index, _)| route.ports.contains(*index));
         // What is wrong with one port is mostly wrong with the others: the first is told.
         let found = here.find_map(|(_, (port, routes))| {
-            plain(route, port, &listed).or_else(|| forgotten(route, port, routes))
+            plain(route, port, &listed).or_else(|| forgotten(route, port, routes, &ports))
         });
         if let Some(caution) = found {
             let key = if matches!(caution, Caution::PlainForSecureHost { .. }) { "host" } else { "origins" };
@@ -187,25 +187,47 @@ fn plain(route: &Route, port: &Port, listed: &[(Origin, usize)]) -> Option<Cauti
     })
 }
 
-/// Whether a built-in page on this port opens a WebSocket of this route, and is not in the list, in which another
-/// Origin of its host is. `routes` are all of this port.
-fn forgotten(route: &Route, port: &Port, routes: &[&Route]) -> Option<Caution> {
+/// Whether a page on this port opens a WebSocket of this route, and is not in the list, in which it would be on another
+/// port. `routes` are all of this port, `ports` all there are.
+///
+/// The built-in page opens one place, on the port that it came from. What pages of a web server and of a folder open is
+/// not known, but where the list has them for one port, the same pages come from their other ports, too.
+fn forgotten(
+    route: &Route,
+    port: &Port,
+    routes: &[&Route],
+    ports: &[(&Port, Vec<&Route>)],
+) -> Option<Caution> {
     let Origins::Exact(origins) = &route.origins else { return None };
-    let number = port.public_port.unwrap_or(port.number);
-    // Nobody can list what the kernel chooses for 0.
-    if number == 0 {
-        return None;
-    }
-    let scheme = if port.public_scheme == Some(Scheme::Wss) { "https" } else { "http" };
-    routes.iter().filter(|page| page.service == Service::Page).find_map(|page| {
+    routes.iter().find_map(|page| {
         let host = named_host(route, port).or_else(|| named_host(page, port))?;
-        let is_opened = page.host.matches(&canonical_host(&host))
-            && opened(routes, &host).is_some_and(|opened| std::ptr::eq(opened, route));
-        let is_meant = origins.iter().any(|origin| is_of_host(origin, &host));
-        let origin = OriginRef::Tuple { scheme, host: &host, port: Some(number) }.to_origin();
-        (is_opened && is_meant && !origins.contains(&origin))
+        let bare = canonical_host(&host);
+        let origin = own_origin(port, &host)?;
+        let is_listed_elsewhere = || {
+            let is_there = |there: &[&Route]| there.iter().any(|other| std::ptr::eq(*other, *page));
+            let mut others = ports.iter().filter(|(other, there)| {
+                is_there(there) && other.public_host.as_ref().is_none_or(|public_host| *public_host == host)
+            });
+            others.any(|(other, _)| own_origin(other, &host).is_some_and(|own| origins.contains(&own)))
+        };
+        let is_meant = match page.service {
+            Service::Page => {
+                opened(routes, &host).is_some_and(|opened| std::ptr::eq(opened, route))
+                    && origins.iter().any(|origin| is_of_host(origin, &host))
+            }
+            Service::Http | Service::Files => route.host.matches(&bare) && is_listed_elsewhere(),
+            Service::Echo | Service::WebSocket | Service::Tcp | Service::Redirect => false,
+        };
+        (is_meant && page.host.matches(&bare) && !origins.contains(&origin))
             .then(|| Caution::PortForgotten { port: port.label.clone(), origin })
     })
+}
+
+/// The Origin of pages of this host that come from a port. Nobody can list what the kernel chooses for 0.
+fn own_origin(port: &Port, host: &str) -> Option<Origin> {
+    let number = port.public_port.unwrap_or(port.number);
+    let scheme = if port.public_scheme == Some(Scheme::Wss) { "https" } else { "http" };
+    (number != 0).then(|| OriginRef::Tuple { scheme, host, port: Some(number) }.to_origin())
 }
 
 /// The one of a port's routes that a built-in page opens, which came from this host.

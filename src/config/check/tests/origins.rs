@@ -325,3 +325,73 @@ fn a_page_of_the_gateway_is_not_forgotten_on_one_of_its_ports() {
         assert_eq!(warnings(&text), Vec::from_iter(expected), "in\n{text}");
     }
 }
+
+#[test]
+fn pages_of_a_server_and_of_a_folder_are_not_forgotten_where_the_list_has_them_on_another_port() {
+    let authority = Authority::new("check-origins-pages");
+    let forgotten = |at: &str, origin: &str| {
+        format!(
+            "{at}: the page on port 8443 is of {origin}, which the list leaves out beside another of its host: cookies \
+             ignore ports, Origins do not. Add \"{origin}\", or keep the page or this route off the port with `ports`."
+        )
+    };
+    let app = |keys: &str| {
+        format!(
+            "[[route]]\npath = \"/*\"\nservice = \"http\"\nupstreams = [\"http://127.0.0.1:3000\"]\n{keys}"
+        )
+    };
+    let folder =
+        |keys: &str| format!("[[route]]\npath = \"/*\"\nservice = \"files\"\nfolder = \".\"\n{keys}");
+    let chat = |keys: &str| format!("[[route]]\npath = \"/chat\"\nservice = \"echo\"\n{keys}");
+    let (host, list) = ("host = \"a.example\"\n", "origins = [\"https://a.example\"]\n");
+    let ports =
+        "[[port]]\nnumber = 443\npublic_scheme = \"wss\"\n[[port]]\nnumber = 8443\npublic_scheme = \"wss\"\n";
+    let own = "https://a.example:8443";
+    for (routes, ports, expected) in [
+        (
+            app(&format!("websocket = true\n{list}{host}")),
+            ports.to_owned(),
+            Some(forgotten("6:11: route[0].origins", own)),
+        ),
+        (
+            chat(&format!("{list}{host}")) + &app(""),
+            ports.to_owned(),
+            Some(forgotten("4:11: route[0].origins", own)),
+        ),
+        (chat(list) + &folder(host), ports.to_owned(), Some(forgotten("4:11: route[0].origins", own))),
+        // The pages are there where the route is not on the port that is listed.
+        (
+            chat(&format!("{list}ports = [8443]\n")) + &folder(host),
+            ports.to_owned(),
+            Some(forgotten("4:11: route[0].origins", own)),
+        ),
+        // A port that others see as one of another host has other pages.
+        (
+            chat(list) + &folder(host),
+            ports.replacen("public_scheme", "public_host = \"b.example\"\npublic_scheme", 1),
+            None,
+        ),
+        // Both are listed.
+        (
+            chat(&format!("origins = [\"https://a.example\", \"{own}\"]\n{host}")) + &app(""),
+            ports.to_owned(),
+            None,
+        ),
+        // The pages come from one port alone, or from none that is listed: they may open nothing here.
+        (chat(&format!("{list}{host}")) + &app("ports = [8443]\n"), ports.to_owned(), None),
+        (chat(&format!("{list}{host}")) + &app("ports = [443]\n"), ports.to_owned(), None),
+        (chat(&format!("origins = [\"https://a.example:9443\"]\n{host}")) + &app(""), ports.to_owned(), None),
+        // They are of another host, or of one that nobody has written down.
+        (chat(&format!("{list}{host}")) + &app("host = \"b.example\"\n"), ports.to_owned(), None),
+        (chat(&format!("{list}host = \"b.example\"\n")) + &app(host), ports.to_owned(), None),
+        (chat(&format!("{list}host = \"*.b.example\"\n")) + &app(host), ports.to_owned(), None),
+        (chat(list) + &app(""), ports.to_owned(), None),
+    ] {
+        let text = format!("{routes}{ports}");
+        let (_, warnings) =
+            check(&text, &authority.directory).unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"));
+        let told: Vec<String> =
+            warnings.iter().map(|warning| format!("{warning}. {}", warning.caution.help())).collect();
+        assert_eq!(told, Vec::from_iter(expected), "in\n{text}");
+    }
+}
