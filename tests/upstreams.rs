@@ -297,6 +297,38 @@ fn an_upstream_that_answers_and_reads_no_further_holds_nobody() {
     }
 }
 
+#[test]
+fn a_client_that_takes_its_time_is_not_the_silence_of_its_upstream() {
+    for io_driver in DRIVERS {
+        let web = upstream(|mut stream| {
+            let head = read_head(&mut stream);
+            // With half of the body it is silent; with all of it, where that is asked for.
+            if stream.read_exact(&mut [0; 10]).is_ok() && !head.contains("X-Silent") {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+            }
+            wait_for_end(&mut stream);
+        });
+        let limits = "[limits]\nbody_timeout_ms = 3000\n";
+        let gateway =
+            Gateway::start(io_driver, limits, &web_route("/w", &[web], "response_timeout_ms = 500"));
+        for (fields, is_whole, expected) in
+            [("", true, 200), ("", false, 408), ("X-Silent: 1\r\n", true, 504)]
+        {
+            let mut client = gateway.connect();
+            write!(client, "POST /w HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n{fields}\r\n")
+                .unwrap();
+            client.write_all(b"hello").unwrap();
+            if is_whole {
+                pause(Duration::from_millis(1500));
+                client.write_all(b"world").unwrap();
+            }
+            assert_eq!(status(&read_head(&mut client)), expected, "{io_driver}");
+        }
+        let metrics = gateway.stop();
+        assert_eq!(metric(&metrics, "upstream_connects_total", &["result=\"handshake_timed_out\""]), 1);
+    }
+}
+
 /// One shard with a port and routes.
 struct Gateway {
     address: SocketAddr,

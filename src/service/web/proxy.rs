@@ -170,6 +170,8 @@ async fn send(
                     None => Unanswered::Lost(result_of(error.error())),
                 });
             }
+            // Nor is one that has all there is of a body, and the client has a deadline of its own.
+            Ok(None) if progress.is_awaited.get() => progress.at.set(timers.now()),
             Ok(None) if progress.at.get().saturating_add(silence) >= timers.now() => {}
             Ok(None) => return Err(Unanswered::Lost(ConnectResult::HandshakeTimedOut)),
             Err(_) => return Err(Unanswered::Abandoned),
@@ -233,6 +235,8 @@ pub struct Progress {
     at: Cell<Tick>,
     /// What is wrong with it, where something is.
     fault: Cell<Option<Refusal>>,
+    /// True exactly while the upstream has taken all that the client has sent, and more has to come.
+    is_awaited: Cell<bool>,
     /// True exactly when all of it has been taken.
     is_whole: Cell<bool>,
 }
@@ -282,6 +286,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = Pin::new(incoming).poll_frame(context);
+        self.progress.is_awaited.set(frame.is_pending());
         let timers = Rc::clone(self.timer.timers());
         match frame {
             Poll::Ready(Some(Ok(frame))) => {
