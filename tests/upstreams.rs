@@ -329,6 +329,30 @@ fn a_client_that_takes_its_time_is_not_the_silence_of_its_upstream() {
     }
 }
 
+#[test]
+fn an_upstream_that_had_not_answered_when_its_client_left_is_counted() {
+    for io_driver in DRIVERS {
+        let (asked, was_asked) = mpsc::channel::<()>();
+        let asked = Mutex::new(asked);
+        let web = upstream(move |mut stream| {
+            read_head(&mut stream);
+            asked.lock().unwrap().send(()).unwrap();
+            wait_for_end(&mut stream);
+            asked.lock().unwrap().send(()).unwrap();
+        });
+        let gateway = Gateway::start(io_driver, "", &web_route("/w", &[web], ""));
+        let mut client = gateway.connect();
+        client.write_all(b"GET /w HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        was_asked.recv_timeout(PATIENCE).unwrap();
+        drop(client);
+        was_asked.recv_timeout(PATIENCE).unwrap();
+        let metrics = gateway.stop();
+        assert_eq!(metric(&metrics, "connections_ended_total", &["end=\"client_gone\""]), 1);
+        assert_eq!(metric(&metrics, "upstream_connects_total", &[]), 1, "{io_driver}");
+        assert_eq!(metric(&metrics, "upstream_connects_total", &["result=\"abandoned\""]), 1);
+    }
+}
+
 /// One shard with a port and routes.
 struct Gateway {
     address: SocketAddr,

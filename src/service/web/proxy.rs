@@ -57,9 +57,12 @@ pub async fn pass(
     let progress = Rc::clone(&body.progress);
     let mut body = Some(body);
     let mut may_use_kept = true;
+    let mut asked = Asked { upstreams, is_open: false };
     loop {
+        asked.is_open = true;
         let kept = |attempt: &Attempt| upstreams.kept.take(attempt).filter(|_| may_use_kept);
         let reached = reach(asker, upstreams, question.hash, question.client, kept).await;
+        asked.is_open = false;
         let Reached { attempt, way } = reached.map_err(|unreached| match unreached {
             Unreached::Refused(refusal) => refusal,
             Unreached::Abandoned(_) => draining(),
@@ -73,7 +76,10 @@ pub async fn pass(
         };
         let this_body = body.take().unwrap_or_else(|| RequestBody::none(port));
         let request = Request::from_parts(question.head.clone(), this_body);
+        // What was connected before is counted already.
+        asked.is_open = began.is_some();
         let sent = send(asker, upstreams, &mut sender, request, &progress).await;
+        asked.is_open = false;
         let response = match sent {
             Ok(response) => response,
             Err(Unanswered::NotSent(unsent)) if sender.is_used => {
@@ -135,6 +141,21 @@ fn failed(upstreams: &Upstreams, attempt: Attempt, question: &Question, result: 
     upstreams.cells.connect(result);
     attempt.failed(result, question.client, clock::monotonic_ms());
     refusal_of(Unavailable::Exhausted, Some(result))
+}
+
+/// Counts an upstream that has not answered when the client leaves, with whom all that waits for it is dropped.
+struct Asked<'u> {
+    upstreams: &'u Upstreams,
+    /// True exactly while nothing has come of it.
+    is_open: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if self.is_open {
+            self.upstreams.cells.connect(ConnectResult::Abandoned);
+        }
+    }
 }
 
 /// Why a request has no answer.
