@@ -275,6 +275,57 @@ fn an_end_behind_ours_or_behind_a_reset_cuts_nothing_off() {
 }
 
 #[test]
+fn a_client_that_renews_its_keys_without_end_makes_us_keep_nothing() {
+    let authority = Authority::new("tls-keys");
+    let settings = settings(&[authority.certificate("edge", &["edge.example"])]);
+    let version = &rustls::version::TLS13;
+    let mut pair = Pair::open(&settings, client_of(config(&authority, &[version]), "edge.example"));
+    // It does not read: some of what it is sent is kept.
+    let sent = pattern(1_000_000);
+    let mut taken = 0;
+    while let count @ 1.. = pair.send(&sent[taken..]).unwrap() {
+        taken += count;
+    }
+    let kept = pair.session.unsent.len();
+    // Each renewal asks for one of ours (RFC 8446 section 4.6.3).
+    for _ in 0..1000 {
+        pair.client.refresh_traffic_keys().unwrap();
+        pair.client.writer().write_all(b"a").unwrap();
+        pair.client_sends();
+        assert_eq!(pair.receive(), Received::Nothing);
+    }
+    assert_eq!(pair.received.len(), 1000);
+    assert_eq!(pair.session.unsent.len(), kept);
+    // What is sent from then on is readable, whichever keys it has.
+    let mut echoed = pair.client_receives().unwrap();
+    while echoed.len() < sent.len() {
+        taken += pair.send(&sent[taken..]).unwrap();
+        echoed.extend(pair.client_receives().unwrap());
+    }
+    assert!(echoed == sent);
+}
+
+#[test]
+fn what_stands_behind_the_end_is_not_looked_at() {
+    let authority = Authority::new("tls-behind-the-end");
+    let settings = settings(&[authority.certificate("edge", &["edge.example"])]);
+    for version in BOTH {
+        let mut pair = Pair::open(&settings, client_of(config(&authority, &[version]), "edge.example"));
+        pair.client.writer().write_all(b"the last").unwrap();
+        pair.client.send_close_notify();
+        pair.client_sends();
+        pair.client_socket.write_all(&pattern(50_000)).unwrap();
+        assert_eq!(pair.receive(), Received::End);
+        assert_eq!(pair.received, b"the last");
+        assert_eq!(pair.session.failure(), None);
+        // Only its side has ended.
+        assert_eq!(pair.send(b"answer"), Ok(6), "{version:?}");
+        pair.session.finish(pair.socket.as_fd());
+        assert_eq!(pair.client_receives().unwrap(), b"answer");
+    }
+}
+
+#[test]
 fn what_a_peer_said_before_it_went_is_received_though_nothing_can_be_sent() {
     let authority = Authority::new("tls-gone");
     let settings = settings(&[authority.certificate("edge", &["edge.example"])]);
