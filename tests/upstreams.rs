@@ -353,6 +353,176 @@ fn an_upstream_that_had_not_answered_when_its_client_left_is_counted() {
     }
 }
 
+#[test]
+fn a_cut_ends_an_exchange_in_every_state_and_leaves_nothing() {
+    for io_driver in DRIVERS {
+        for state in ["body", "head", "response", "blocked", "kept"] {
+            let (reach, reached) = mpsc::channel::<()>();
+            let reach = Mutex::new(reach);
+            let web = upstream(move |mut stream| {
+                read_head(&mut stream);
+                match state {
+                    "body" => stream.read_exact(&mut [0; 5]).unwrap(),
+                    "response" => {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok").unwrap();
+                    }
+                    "blocked" => {
+                        let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+                        stream.write_all(head).unwrap();
+                        stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+                        let chunk = [&b"10000\r\n"[..], &[b'a'; 65_536], b"\r\n"].concat();
+                        while stream.write_all(&chunk).is_ok() {}
+                    }
+                    "kept" => {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+                    }
+                    _ => {}
+                }
+                reach.lock().unwrap().send(()).unwrap();
+                wait_for_end(&mut stream);
+                reach.lock().unwrap().send(()).unwrap();
+            });
+            let gateway = Gateway::start(io_driver, "", &web_route("/w", &[web], ""));
+            let mut client = gateway.connect();
+            let body = if state == "body" { "Content-Length: 10\r\n\r\nhello" } else { "\r\n" };
+            write!(client, "POST /w HTTP/1.1\r\nHost: localhost\r\n{body}").unwrap();
+            reached.recv_timeout(PATIENCE).unwrap();
+            if matches!(state, "response" | "kept") {
+                assert_eq!(status(&read_head(&mut client)), 200);
+                client.read_exact(&mut [0; 2]).unwrap();
+            }
+            let metrics = gateway.stop();
+            reached.recv_timeout(PATIENCE).unwrap();
+            // Who waits for an answer can still be given one.
+            let end = if state == "head" {
+                assert_eq!(status(&read_head(&mut client)), 503);
+                "end=\"http_done\""
+            } else {
+                "end=\"shutdown\""
+            };
+            wait_for_end(&mut client);
+            for gauge in ["connections_active", "upstream_connections_active", "send_queue_bytes"] {
+                assert_eq!(metric(&metrics, gauge, &[]), 0, "{gauge}, {state} on {io_driver}");
+            }
+            let ended = |labels: &[&str]| metric(&metrics, "connections_ended_total", labels);
+            assert_eq!((ended(&[]), ended(&[end])), (1, 1), "{state} on {io_driver}");
+        }
+    }
+}
+
+#[test]
+fn a_drain_lets_an_exchange_come_to_its_end_in_every_state() {
+    for io_driver in DRIVERS {
+        for state in ["body", "head", "response"] {
+            let (reach, reached) = mpsc::channel::<()>();
+            let (go, gone) = mpsc::channel::<()>();
+            let (reach, gone) = (Mutex::new(reach), Mutex::new(gone));
+            let web = upstream(move |mut stream| {
+                read_head(&mut stream);
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
+                let mut sent = 0;
+                match state {
+                    "body" => stream.read_exact(&mut [0; 5]).unwrap(),
+                    "response" => {
+                        sent = answer.len() - 2;
+                        stream.write_all(&answer[..sent]).unwrap();
+                    }
+                    _ => {}
+                }
+                reach.lock().unwrap().send(()).unwrap();
+                gone.lock().unwrap().recv().unwrap();
+                if state == "body" {
+                    stream.read_exact(&mut [0; 5]).unwrap();
+                }
+                stream.write_all(&answer[sent..]).unwrap();
+                wait_for_end(&mut stream);
+            });
+            let echo = "[[route]]\npath = \"/echo\"\nservice = \"echo\"\n";
+            let gateway = Gateway::start(io_driver, "", &format!("{}{echo}", web_route("/w", &[web], "")));
+            let mut client = gateway.connect();
+            let body = if state == "body" { "Content-Length: 10\r\n\r\nhello" } else { "\r\n" };
+            write!(client, "POST /w HTTP/1.1\r\nHost: localhost\r\n{body}").unwrap();
+            reached.recv_timeout(PATIENCE).unwrap();
+            let mut other = gateway.ask("/echo", "");
+            assert_eq!(status(&read_head(&mut other)), 101);
+            gateway.mailbox.send(Mail::Drain).unwrap();
+            let mut close = [0; 4];
+            other.read_exact(&mut close).unwrap();
+            assert_eq!(close, [0x88, 2, 0x03, 0xe9]);
+            drop(other);
+            go.send(()).unwrap();
+            if state == "body" {
+                client.write_all(b"world").unwrap();
+            }
+            let head = read_head(&mut client);
+            assert_eq!(status(&head), 200, "{state} on {io_driver}");
+            // The head of a response that had begun may have left before.
+            assert!(state == "response" || head.contains("\r\nConnection: close\r\n"), "{head}");
+            let mut content = [0; 4];
+            client.read_exact(&mut content).unwrap();
+            assert_eq!(&content, b"fine");
+            assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+            drop(client);
+            // Nothing is left that a cut would have to end.
+            let Gateway { metrics, thread, mailbox, .. } = gateway;
+            thread.join().unwrap();
+            drop(mailbox);
+            let ended = |labels: &[&str]| metric(&metrics, "connections_ended_total", labels);
+            assert_eq!(ended(&["end=\"http_done\""]), 1, "{state} on {io_driver}");
+            assert_eq!(metric(&metrics, "upstream_connections_active", &[]), 0);
+            assert_eq!(metric(&metrics, "panics_total", &[]), 0);
+        }
+    }
+}
+
+#[test]
+fn a_client_that_broke_a_rule_is_told_so_though_the_gateway_drains_or_cuts() {
+    for io_driver in DRIVERS {
+        for mail in [Mail::Drain, Mail::Cut] {
+            let is_drain = matches!(mail, Mail::Drain);
+            let (tell, told) = mpsc::channel::<Vec<u8>>();
+            let tell = Mutex::new(tell);
+            let upstream = upstream(move |mut stream| {
+                let head = read_head(&mut stream);
+                stream.write_all(&accept(&head)).unwrap();
+                let mut close = [0; 8];
+                stream.read_exact(&mut close).unwrap();
+                tell.lock().unwrap().send(close.to_vec()).unwrap();
+                // It has no answer, and is told nothing else.
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest);
+                tell.lock().unwrap().send(rest).unwrap();
+            });
+            let gateway =
+                Gateway::start(io_driver, "[limits]\nclose_timeout_ms = 1000\n", &route("/c", &[upstream]));
+            let mut client = gateway.ask("/c", "");
+            assert_eq!(status(&read_head(&mut client)), 101);
+            // No client may send it without a mask.
+            client.write_all(&[0x81, 1, b'a']).unwrap();
+            let close = told.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(close[0], 0x88);
+            gateway.mailbox.send(mail).unwrap();
+            if is_drain {
+                let mut received = Vec::new();
+                client.read_to_end(&mut received).unwrap();
+                assert_eq!((received[0], &received[2..4]), (0x88, &[0x03, 0xea][..]), "{io_driver}");
+                assert_eq!(received.len(), 2 + usize::from(received[1]), "one Close and nothing else");
+            }
+            drop(client);
+            // The rest of the reason, and no other Close.
+            let rest = told.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(rest.len() + 8, 6 + usize::from(close[1] & 0x7f), "{io_driver}");
+            let Gateway { metrics, thread, mailbox, .. } = gateway;
+            thread.join().unwrap();
+            drop(mailbox);
+            assert_eq!(metric(&metrics, "upstream_connections_active", &[]), 0);
+            assert_eq!(metric(&metrics, "panics_total", &[]), 0);
+            let end = if is_drain { "end=\"violation\"" } else { "end=\"shutdown\"" };
+            assert_eq!(metric(&metrics, "connections_ended_total", &[end]), 1, "{io_driver}");
+        }
+    }
+}
+
 /// One shard with a port and routes.
 struct Gateway {
     address: SocketAddr,

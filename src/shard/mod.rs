@@ -10,6 +10,7 @@ mod mailbox;
 mod table;
 mod web;
 
+use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -183,6 +184,10 @@ impl Shard {
         }
         monoio::spawn(read_mail(Rc::clone(&self.resources), self.inbox));
         self.resources.vacated().await;
+        // What was dropped last is closed with the ring's next turn, and whoever is at its other end waits for that.
+        let timer = self.resources.timers.timer();
+        timer.set(self.resources.timers.after(0));
+        timer.race(pending::<()>()).await;
     }
 }
 
