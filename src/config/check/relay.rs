@@ -218,7 +218,16 @@ fn tls<'t>(
     };
     let name = match name {
         Some(name) => Some(name?),
-        None => None,
+        None => {
+            // What resolvers take for a name may be none that a certificate can be for, such as one that ends in a hyphen.
+            let is_bad = |host: &String| ServerName::try_from(host.as_str()).is_err();
+            let mut hosts = upstreams.iter().filter(|upstream| upstream.is_tls).map(Upstream::host);
+            if let Some(value) = hosts.find(is_bad) {
+                let item = route.get("upstreams").expect("it has been read");
+                return reader.fault(&item, Problem::BadServerName { value });
+            }
+            None
+        }
     };
     Some(Some(UpstreamTls { ca, authorities, name }))
 }

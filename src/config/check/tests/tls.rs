@@ -135,6 +135,13 @@ fn an_upstream_in_tls_is_believed_by_an_authority_that_is_written() {
              Write the name of a host or an address, such as \"chat.internal\" or \"192.0.2.1\".",
         ),
         (
+            // A name that is looked up, and that no certificate can be for.
+            "wss://app-.example",
+            "upstream_tls = { ca = \"ca.pem\" }",
+            "route[0].upstreams: no certificate is for \"app-.example\". \
+             Write the name of a host or an address, such as \"chat.internal\" or \"192.0.2.1\".",
+        ),
+        (
             "wss://app",
             "upstream_tls = { ca = \"none.pem\" }",
             "route[0].upstream_tls.ca: \"none.pem\": the file cannot be read: entity not found. \
