@@ -370,7 +370,7 @@ fn a_cut_ends_an_exchange_in_every_state_and_leaves_nothing() {
                         let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
                         stream.write_all(head).unwrap();
                         stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-                        let chunk = [&b"10000\r\n"[..], &[b'a'; 65_536], b"\r\n"].concat();
+                        let chunk = [&b"10000\r\n"[..], &vec![b'a'; 65_536], b"\r\n"].concat();
                         while stream.write_all(&chunk).is_ok() {}
                     }
                     "kept" => {
