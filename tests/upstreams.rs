@@ -308,9 +308,9 @@ fn a_client_that_takes_its_time_is_not_the_silence_of_its_upstream() {
             }
             wait_for_end(&mut stream);
         });
-        let limits = "[limits]\nbody_timeout_ms = 3000\n";
+        let limits = "[limits]\nbody_timeout_ms = 4000\n";
         let gateway =
-            Gateway::start(io_driver, limits, &web_route("/w", &[web], "response_timeout_ms = 500"));
+            Gateway::start(io_driver, limits, &web_route("/w", &[web], "response_timeout_ms = 1000"));
         for (fields, is_whole, expected) in
             [("", true, 200), ("", false, 408), ("X-Silent: 1\r\n", true, 504)]
         {
@@ -319,7 +319,7 @@ fn a_client_that_takes_its_time_is_not_the_silence_of_its_upstream() {
                 .unwrap();
             client.write_all(b"hello").unwrap();
             if is_whole {
-                pause(Duration::from_millis(1500));
+                pause(Duration::from_millis(1600));
                 client.write_all(b"world").unwrap();
             }
             assert_eq!(status(&read_head(&mut client)), expected, "{io_driver}");
