@@ -1,5 +1,6 @@
 //! A connection as hyper reads and writes it.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -27,11 +28,19 @@ pub trait Peer: HasStream {
     }
 }
 
+/// How often in a row hyper receives something at once, before others have their turn. It passes over interim responses,
+/// for one, within a single poll, and would do so for as long as they come.
+const RECEIVES_AT_ONCE_MAX: u32 = 16;
+
 /// A connection whose bytes are all hyper's.
 pub struct Io<'s, P> {
     polled: Polled<'s, P>,
     /// What was received and did not fit.
     left: Vec<u8>,
+    /// How often something was received without a wait.
+    received_at_once: u32,
+    /// There while others have their turn.
+    turn: Option<Pin<Box<dyn Future<Output = ()> + 's>>>,
 }
 
 impl<'s, P: Peer + 's> Io<'s, P> {
@@ -42,7 +51,27 @@ impl<'s, P: Peer + 's> Io<'s, P> {
 
     /// The connection with this peer, of whom some bytes have come already.
     pub fn with(peer: P, early: Vec<u8>) -> Self {
-        Self { polled: Polled::new(peer), left: early }
+        Self { polled: Polled::new(peer), left: early, received_at_once: 0, turn: None }
+    }
+
+    /// Receives, but lets others have their turn where there is always something.
+    fn poll_receive(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Received> {
+        if self.received_at_once == RECEIVES_AT_ONCE_MAX {
+            let peer = self.polled.owner().clone();
+            let turn = self.turn.get_or_insert_with(|| {
+                Box::pin(async move {
+                    // On a ring no wait ends at once. An error of the poll is met again, and told, by the receive.
+                    let _ = peer.stream().readable().await;
+                    peer.resources().give_way().await;
+                })
+            });
+            ready!(turn.as_mut().poll(context));
+            self.turn = None;
+            self.received_at_once = 0;
+        }
+        let received = self.polled.poll_receive(context, buffer);
+        self.received_at_once = if received.is_ready() { self.received_at_once + 1 } else { 0 };
+        received
     }
 }
 
@@ -58,7 +87,7 @@ impl<'s, P: Peer + Unpin + 's> Read for Io<'s, P> {
         }
         let resources = Rc::clone(self.polled.owner().resources());
         let mut scratch = resources.scratch.lend();
-        match ready!(self.polled.poll_receive(context, &mut scratch)) {
+        match ready!(self.poll_receive(context, &mut scratch)) {
             Received::Bytes(size) => {
                 self.polled.owner().received(size);
                 let fits = size.min(cursor.remaining());
