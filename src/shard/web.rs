@@ -157,7 +157,12 @@ fn question(
     let mut bytes = Vec::with_capacity(1024);
     passage.write_plain(&head, &mut bytes)?;
     let hash = stickiness(upstreams.group.balance(), &head, sender.client());
-    Ok(Question { head: parse(&bytes)?, hash, client: sender.client() })
+    let mut parts = parse(&bytes)?;
+    if head.body() == BodyFraming::Chunked {
+        // hyper would leave out a body of unknown size where the method rarely has one, such as GET.
+        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    Ok(Question { head: parts, hash, client: sender.client() })
 }
 
 /// The fields of a request as our own parser would have them: with the host that HTTP/2 has elsewhere.
