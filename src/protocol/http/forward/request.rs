@@ -58,7 +58,7 @@ impl RequestPassage<'_> {
     /// Appends the head of the request that the upstream gets, and returns what the request is called from here on.
     ///
     /// As with [`Self::write`], but there is no upgrade in it: what the client says of one is for its connection alone. A
-    /// body of known size has that in the head; chunks are for whoever sends them to announce. Trailers may be asked for
+    /// body of known size has that in the head, be it 0; chunks are for whoever sends them to announce. Trailers may be asked for
     /// (RFC 9110 section 10.1.4), and what is expected of the next server alone is answered here (section 10.1.1).
     ///
     /// # Errors
@@ -72,8 +72,13 @@ impl RequestPassage<'_> {
             if head.list("te").any(|coding| coding.eq_ignore_ascii_case(b"trailers")) {
                 out.extend_from_slice(b"Connection: TE\r\nTE: trailers\r\n");
             }
-            if let BodyFraming::Length(size) = head.body() {
-                append_number_field(out, "Content-Length", size);
+            match head.body() {
+                BodyFraming::Length(size) => append_number_field(out, "Content-Length", size),
+                // There are servers that want to be told so of a POST (RFC 9110 section 8.6).
+                BodyFraming::None if head.values("content-length").next().is_some() => {
+                    append_number_field(out, "Content-Length", 0_u64);
+                }
+                BodyFraming::None | BodyFraming::Chunked => {}
             }
             for trailer in head.values("trailer") {
                 append_checked_field(out, "Trailer", trailer);
