@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -117,6 +117,9 @@ pub async fn pass(
         let (index, address) = (attempt.index(), attempt.address().clone());
         let lease = attempt.opened(clock::monotonic_ms());
         let (mut head, incoming) = response.into_parts();
+        // That of the upstream is for its connection alone (RFC 9110 section 2.5). As HTTP/1.0 a body without a size would
+        // end with the client's connection, and one that is cut would pass for a whole one.
+        head.version = Version::HTTP_11;
         pass_head(&mut head.headers, &upstreams.relay.response_headers, is_to_head);
         let silence = ticks(upstreams.relay.limits.response_timeout);
         drop(timer);
