@@ -20,6 +20,7 @@ use crate::config::upstream::HeaderEdits;
 use crate::metrics::ConnectResult;
 use crate::net::clock;
 use crate::net::timers::{Tick, Timer, ticks};
+use crate::protocol::http::list;
 use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::service::reach::{Asker, Reached, Unreached, Way, reach, refusal_of};
 use crate::service::upstream::{Address, Attempt, Lease, Unavailable};
@@ -108,6 +109,9 @@ pub async fn pass(
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // Nobody asked for that.
+            return Err(failed(upstreams, attempt, &question, ConnectResult::BadHandshake));
+        }
+        if has_unknown_coding(response.headers()) {
             return Err(failed(upstreams, attempt, &question, ConnectResult::BadHandshake));
         }
         if let Some(began) = began {
@@ -210,6 +214,16 @@ fn result_of(error: &hyper::Error) -> ConnectResult {
     } else {
         ConnectResult::Reset
     }
+}
+
+/// Whether a response has another transfer coding than chunked. None was asked for (RFC 9110 section 10.1.4), and without
+/// the field, which is for one connection alone, what is encoded would pass for the content.
+fn has_unknown_coding(fields: &HeaderMap) -> bool {
+    let values = fields.get_all(header::TRANSFER_ENCODING);
+    let mut codings = values.iter().flat_map(|value| list::elements(value.as_bytes()));
+    fields.contains_key(header::TRANSFER_ENCODING)
+        && !(codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"))
+            && codings.next().is_none())
 }
 
 /// The fields that are for one connection alone (RFC 9110 section 7.6.1).
