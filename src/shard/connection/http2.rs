@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -56,7 +56,8 @@ impl Connection {
         let exchange = Exchange::default();
         let end = self.run_http2(peer, early, &exchange).await;
         match end {
-            End::HttpDone => Step::Leave { unsent: Vec::new(), end },
+            // Of a client that broke a rule there may be more on its way, which must not lose the GOAWAY that says so.
+            End::HttpDone | End::ClientGone => Step::Leave { unsent: Vec::new(), end },
             end => Step::Gone(end),
         }
     }
@@ -85,9 +86,8 @@ impl Connection {
         let timer = &self.client.life.timer;
         let (keep_alive, write_timeout) =
             (ticks(port.limits.keep_alive_timeout), ticks(port.limits.write_timeout));
-        // Until the first request has come, the handshake is not over.
-        let mut idle_until = self.deadline;
-        let mut is_leaving = false;
+        // Since when the client knows that it is to leave.
+        let mut leaving_since: Option<Tick> = None;
         loop {
             timer.set(resources.timers.after(TICKS_PER_S));
             if let Some(outcome) = timer.race(connection.as_mut()).await {
@@ -105,18 +105,18 @@ impl Connection {
                 self.client.stream.reset_on_close();
                 return End::SlowClient;
             }
-            if let Some(since) = streams.idle_since() {
-                idle_until = since.saturating_add(keep_alive).max(idle_until);
-                if is_leaving && now >= idle_until.saturating_add(ticks(port.limits.close_timeout)) {
-                    return End::HttpDone;
-                }
-                if now >= idle_until || resources.phase() == Phase::Draining {
-                    idle_until = idle_until.min(now);
-                    is_leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-            } else if resources.phase() == Phase::Draining && !is_leaving {
-                is_leaving = true;
+            let idle_since = streams.idle_since();
+            if let (Some(leaving), Some(idle)) = (leaving_since, idle_since)
+                && now >= leaving.max(idle).saturating_add(ticks(port.limits.close_timeout))
+            {
+                return End::HttpDone;
+            }
+            let is_idle = idle_since.is_some_and(|since| {
+                // Until the first request has come, the handshake is not over.
+                now >= if streams.has_served() { since.saturating_add(keep_alive) } else { self.deadline }
+            });
+            if leaving_since.is_none() && (is_idle || resources.phase() == Phase::Draining) {
+                leaving_since = Some(now);
                 connection.as_mut().graceful_shutdown();
             }
         }
@@ -129,9 +129,9 @@ async fn serve(
     peer: IpAddr,
     request: Request<Incoming>,
     stream: Rc<Stream>,
-) -> Response<Content> {
+) -> Response<Flow> {
     let response = answer(&table, peer, request).await;
-    response.map(|content| Box::pin(Flow { content, stream }) as Content)
+    response.map(|content| Flow { content, stream })
 }
 
 /// The requests of one connection.
@@ -142,11 +142,13 @@ struct Streams {
     latest: Rc<Cell<Option<Tick>>>,
 }
 
-/// One request, from its head to the end of the response.
+/// One request, from its head until the response has left.
 struct Stream {
     timers: Rc<Timers>,
-    /// Since when the client has room for no more of the response; `None` while something else is waited for.
-    blocked_since: Cell<Option<Tick>>,
+    /// How many parts of the response have not left yet.
+    unsent_count: Cell<usize>,
+    /// When the latest of them came, or left.
+    moved: Cell<Tick>,
     latest: Rc<Cell<Option<Tick>>>,
 }
 
@@ -158,7 +160,8 @@ impl Streams {
     fn begin(&self) -> Rc<Stream> {
         let stream = Rc::new(Stream {
             timers: Rc::clone(&self.timers),
-            blocked_since: Cell::new(None),
+            unsent_count: Cell::new(0),
+            moved: Cell::new(0),
             latest: Rc::clone(&self.latest),
         });
         let mut open = self.open.borrow_mut();
@@ -170,7 +173,7 @@ impl Streams {
     /// Since when the response waits that has waited longest.
     fn blocked_since(&self) -> Option<Tick> {
         let open = self.open.borrow();
-        open.iter().filter_map(Weak::upgrade).filter_map(|stream| stream.blocked_since.get()).min()
+        open.iter().filter_map(Weak::upgrade).filter_map(|stream| stream.blocked_since()).min()
     }
 
     /// Whether there was a request that is over.
@@ -185,30 +188,72 @@ impl Streams {
     }
 }
 
+impl Stream {
+    /// Since when the client takes nothing of what there is of the response; `None` while there is nothing.
+    fn blocked_since(&self) -> Option<Tick> {
+        (self.unsent_count.get() > 0).then(|| self.moved.get())
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         self.latest.set(Some(self.timers.now()));
     }
 }
 
-/// The content of a response, and whether hyper asks for more of it, which it does once the client has room.
+/// A part of a response that hyper has, until it has left: also behind the end of its content, when hyper would not ask
+/// for more, a client may have no room for what is there.
+struct Unsent {
+    bytes: Bytes,
+    stream: Rc<Stream>,
+}
+
+impl Unsent {
+    fn new(bytes: Bytes, stream: &Rc<Stream>) -> Self {
+        stream.unsent_count.set(stream.unsent_count.get() + 1);
+        stream.moved.set(stream.timers.now());
+        Self { bytes, stream: Rc::clone(stream) }
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.stream.unsent_count.set(self.stream.unsent_count.get() - 1);
+        self.stream.moved.set(self.stream.timers.now());
+    }
+}
+
+impl Buf for Unsent {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+    }
+}
+
+/// The content of a response, whose parts are known until they have left.
 struct Flow {
     content: Content,
     stream: Rc<Stream>,
 }
 
 impl Body for Flow {
-    type Data = Bytes;
+    type Data = Unsent;
     type Error = ContentFault;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
-        self.stream.blocked_since.set(None);
+    ) -> Poll<Option<Result<Frame<Unsent>, ContentFault>>> {
         let frame = ready!(self.content.as_mut().poll_frame(context));
-        self.stream.blocked_since.set(Some(self.stream.timers.now()));
-        Poll::Ready(frame)
+        let stream = &self.stream;
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| Unsent::new(bytes, stream)))))
     }
 
     fn is_end_stream(&self) -> bool {
