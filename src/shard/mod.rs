@@ -186,7 +186,7 @@ impl Shard {
         self.resources.vacated().await;
         // What was dropped last is closed with the ring's next turn, and whoever is at its other end waits for that.
         let timer = self.resources.timers.timer();
-        timer.set(self.resources.timers.after(0));
+        timer.set(self.resources.timers.after(1));
         timer.race(pending::<()>()).await;
     }
 }
