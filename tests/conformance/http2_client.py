@@ -210,13 +210,17 @@ class Http2(Connection):
         """Gives up a request."""
         self.write(RstStreamFrame(stream_id, error_code=error_code))
 
-    async def until(self, condition, what):
-        """Waits until what came makes the condition true; fails where the connection ends before."""
+    async def until_gone_or(self, condition):
+        """Waits until what came makes the condition true, or the gateway has ended the connection."""
         async with asyncio.timeout(ANSWER_S):
-            while not condition():
-                assert not self.is_gone, f"the connection ended, GOAWAY {self.goaways}, before: {what}"
+            while not self.is_gone and not condition():
                 self._changed.clear()
                 await self._changed.wait()
+
+    async def until(self, condition, what):
+        """Waits until what came makes the condition true; fails where the connection ends before."""
+        await self.until_gone_or(condition)
+        assert condition(), f"the connection ended, GOAWAY {self.goaways}, before: {what}"
 
     async def answered(self, *stream_ids):
         """Waits for all of these responses, which it returns."""
@@ -234,7 +238,4 @@ class Http2(Connection):
 
     async def gone(self):
         """Waits until the gateway has ended the connection."""
-        async with asyncio.timeout(ANSWER_S):
-            while not self.is_gone:
-                self._changed.clear()
-                await self._changed.wait()
+        await self.until_gone_or(lambda: False)
