@@ -3,6 +3,9 @@
 //! accepted → PROXY header, where the port has one → TLS handshake, where it speaks TLS → request head, parsed in place →
 //! route → policy → a 101 and the route's service, or an HTTP answer → its one end.
 //!
+//! Where hyper answers, it has one exchange ([`exchange`]), after which the connection is here again; or, where the client
+//! chose HTTP/2, all that is left of it ([`http2`]).
+//!
 //! Most heads are there when the connection is accepted, so the first look is taken at once; only where bytes are
 //! missing does a task wait for them. The open connection is a task of its own, which keeps nothing of the handshake.
 

@@ -1,16 +1,14 @@
 //! What becomes of a request: the one place where that is decided, whichever way the request came.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::table::Table;
-use crate::config::{Relay, Route, Service};
-use crate::protocol::http::forward::{RequestPassage, Sender};
+use crate::config::Service;
 use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::RequestHead;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
-use crate::route::policy::{self, is_within};
+use crate::route::policy;
 use crate::service::opening::{Asking, Question};
 use crate::service::reach::stickiness;
 use crate::service::{Phase, Place, retry_after_s};
@@ -95,44 +93,16 @@ fn accept<'t>(
     let Some(peer) = peer() else {
         return Decision::ClientGone;
     };
-    let sender = Sender::of(head, peer.to_canonical(), |address| is_within(&route.trusted, address));
-    if sender.has_ignored() {
-        table.port().cells.forwarding_ignored.increment();
-    }
+    let sender = table.sender(place, head, peer);
     let question = if place.service == Service::Tcp {
         Question::Nothing { answer: answer() }
     } else {
-        match question(table, opening, head, route, &upstreams.relay, sender) {
-            Ok(question) => question,
+        let request = table.pass(place, head, sender, |passage, out| passage.write(head, out).map(drop));
+        match request {
+            Ok(request) => Question::Head { request, offer: opening.offer() },
             Err(refusal) => return Decision::refuse(refusal, Some(place.route_index)),
         }
     };
     let hash = stickiness(upstreams.group.balance(), head, sender.client());
     Decision::Ask { place, asking: Box::new(Asking { question, hash, client: sender.client() }) }
-}
-
-/// What a WebSocket server is asked for a client.
-fn question(
-    table: &Table,
-    opening: &Opening<'_>,
-    head: &RequestHead<'_>,
-    route: &Route,
-    relay: &Relay,
-    sender: Sender,
-) -> Result<Question, Refusal> {
-    let path: Cow<'_, str> = match &relay.upstream_path {
-        Some(upstream_path) => route.path.rewrite(head.path(), upstream_path).into(),
-        None => head.path().into(),
-    };
-    let passage = RequestPassage {
-        path: &path,
-        sender,
-        is_secure: table.is_secure(),
-        port: table.public_port(),
-        edits: relay.request_headers.view(),
-        random: table.port().resources.random.bytes(),
-    };
-    let mut request = Vec::with_capacity(1024);
-    passage.write(head, &mut request)?;
-    Ok(Question::Head { request, offer: opening.offer() })
 }

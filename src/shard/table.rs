@@ -1,13 +1,18 @@
 //! What a connection of one port is looked up in: its routes, its policy, its limits.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::{Config, Route, Scheme};
 use crate::metrics::RelayCells;
+use crate::protocol::http::forward::{RequestPassage, Sender};
 use crate::protocol::http::origin::OriginRef;
+use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::RequestHead;
-use crate::route::{Router, policy};
+use crate::route::Router;
+use crate::route::policy::{self, is_within};
 use crate::service::upstream::Group;
 use crate::service::web::files::Folders;
 use crate::service::web::files::folder::Folder;
@@ -88,14 +93,52 @@ impl Table {
         self.route(place).websocket
     }
 
+    /// Whom a request on this place comes from, by its peer and by whom that speaks for; what it says and is not believed is
+    /// counted.
+    pub(super) fn sender(&self, place: &Place, head: &RequestHead<'_>, peer: IpAddr) -> Sender {
+        let is_trusted = |address| is_within(&self.route(place).trusted, address);
+        let sender = Sender::of(head, peer.to_canonical(), is_trusted);
+        if sender.has_ignored() {
+            self.port.cells.forwarding_ignored.increment();
+        }
+        sender
+    }
+
+    /// The head that an upstream of this place gets for a request, as `write` has it: an opening handshake, or any other.
+    pub(super) fn pass(
+        &self,
+        place: &Place,
+        head: &RequestHead<'_>,
+        sender: Sender,
+        write: impl FnOnce(&RequestPassage<'_>, &mut Vec<u8>) -> Result<(), Refusal>,
+    ) -> Result<Vec<u8>, Refusal> {
+        let route = self.route(place);
+        let relay = route.relay.as_ref().expect("a service that relays says how");
+        let path: Cow<'_, str> = match &relay.upstream_path {
+            Some(upstream_path) => route.path.rewrite(head.path(), upstream_path).into(),
+            None => head.path().into(),
+        };
+        let passage = RequestPassage {
+            path: &path,
+            sender,
+            is_secure: self.is_secure(),
+            port: self.public_port(),
+            edits: relay.request_headers.view(),
+            random: self.port.resources.random.bytes(),
+        };
+        let mut bytes = Vec::with_capacity(1024);
+        write(&passage, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// The port that clients connect to, as they see it.
-    pub(super) fn public_port(&self) -> u16 {
+    fn public_port(&self) -> u16 {
         let port = &self.config.ports[self.port_index];
         port.public_port.unwrap_or(self.port.number)
     }
 
     /// Whether clients speak TLS to what they connect to.
-    pub(super) fn is_secure(&self) -> bool {
+    fn is_secure(&self) -> bool {
         self.config.ports[self.port_index].public_scheme == Some(Scheme::Wss)
     }
 

@@ -1,6 +1,5 @@
 //! The answer to a request that hyper has read, on whichever version of HTTP.
 
-use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -14,11 +13,9 @@ use hyper::body::Incoming;
 use super::decision::{Decision, decide};
 use super::table::Table;
 use crate::config::Service;
-use crate::protocol::http::forward::{RequestPassage, Sender};
 use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::{BodyFraming, RequestHead, Version};
 use crate::protocol::http::{FIELD_COUNT_MAX, Field};
-use crate::route::policy::is_within;
 use crate::service::reach::stickiness;
 use crate::service::web::body::{self, Content};
 use crate::service::web::proxy::{self, Question, RequestBody};
@@ -151,25 +148,8 @@ fn question(
     {
         return Err(Refusal::BodyTooLarge);
     }
-    let route = table.route(place);
-    let sender = Sender::of(&head, peer.to_canonical(), |address| is_within(&route.trusted, address));
-    if sender.has_ignored() {
-        place.cells().forwarding_ignored.increment();
-    }
-    let path: Cow<'_, str> = match &upstreams.relay.upstream_path {
-        Some(upstream_path) => route.path.rewrite(head.path(), upstream_path).into(),
-        None => head.path().into(),
-    };
-    let passage = RequestPassage {
-        path: &path,
-        sender,
-        is_secure: table.is_secure(),
-        port: table.public_port(),
-        edits: upstreams.relay.request_headers.view(),
-        random: place.resources().random.bytes(),
-    };
-    let mut bytes = Vec::with_capacity(1024);
-    passage.write_plain(&head, &mut bytes)?;
+    let sender = table.sender(place, &head, peer);
+    let bytes = table.pass(place, &head, sender, |passage, out| passage.write_plain(&head, out).map(drop))?;
     let hash = stickiness(upstreams.group.balance(), &head, sender.client());
     let mut parts = parse(&bytes)?;
     if head.body() == BodyFraming::Chunked {

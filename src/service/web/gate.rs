@@ -12,9 +12,9 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::io::{Peer, poll_write, put};
+use super::io::{Io, Peer};
 use crate::metrics::Direction;
-use crate::net::polled::{HasStream, Polled};
+use crate::net::polled::HasStream;
 use crate::net::stream::{Received, Stream};
 use crate::net::timers::Tick;
 use crate::protocol::http::body::{BodyWalker, ResponseFraming};
@@ -118,16 +118,13 @@ impl Peer for Watched<'_> {
 
 /// What hyper reads a request from, and writes the response to.
 pub struct Gate<'c> {
-    polled: Polled<'c, Watched<'c>>,
-    /// What is there of the request and was not read.
-    left: Vec<u8>,
+    io: Io<'c, Watched<'c>>,
     /// How far the body has come.
     body: BodyWalker,
 }
 
 impl<'c> Gate<'c> {
-    /// Lets hyper have `request`, and what of its body is still to come. Its head is counted
-    /// already.
+    /// Lets hyper have `request`, and what of its body is still to come. Its head is counted already.
     ///
     /// # Errors
     /// [`Malformed`] where what has come of the body breaks a rule.
@@ -144,11 +141,7 @@ impl<'c> Gate<'c> {
         left.extend(rest.drain(..walked.size));
         exchange.ahead.replace(rest);
         exchange.is_read.set(body.is_complete());
-        Ok(Self { polled: Polled::new(watched), left, body })
-    }
-
-    fn exchange(&self) -> &'c Exchange {
-        self.polled.owner().exchange
+        Ok(Self { io: Io::with(watched, left), body })
     }
 }
 
@@ -163,33 +156,29 @@ impl Read for Gate<'_> {
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let gate = &mut *self;
-        if !gate.left.is_empty() {
-            put(&mut gate.left, &mut cursor);
+        if gate.io.hand_over(&mut cursor) {
             return Poll::Ready(Ok(()));
         }
-        let exchange = gate.exchange();
+        let Watched { client, exchange } = *gate.io.peer();
         if gate.body.is_complete() {
             // Whoever drives hyper looks at this after each poll, so nobody has to be woken.
             exchange.has_asked.set(true);
             return Poll::Pending;
         }
-        let resources = Rc::clone(gate.polled.owner().resources());
-        let mut scratch = resources.scratch.lend();
-        let size = match ready!(gate.polled.poll_receive(context, &mut scratch)) {
+        let mut scratch = client.resources().scratch.lend();
+        let size = match ready!(gate.io.poll_receive(context, &mut scratch)) {
             Received::Bytes(size) => size,
             Received::End | Received::Nothing => return Poll::Ready(Ok(())),
             Received::Reset => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         };
         let Ok(walked) = gate.body.walk(&scratch[..size]) else {
-            gate.polled.owner().received(size);
+            gate.io.peer().received(size);
             exchange.is_malformed.set(true);
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         };
-        gate.polled.owner().received(walked.size);
+        gate.io.peer().received(walked.size);
         exchange.is_read.set(walked.is_complete);
-        let fits = walked.size.min(cursor.remaining());
-        cursor.put_slice(&scratch[..fits]);
-        gate.left.extend_from_slice(&scratch[fits..walked.size]);
+        gate.io.take(&scratch[..walked.size], &mut cursor);
         exchange.ahead.borrow_mut().extend_from_slice(&scratch[walked.size..size]);
         Poll::Ready(Ok(()))
     }
@@ -201,14 +190,14 @@ impl Write for Gate<'_> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        poll_write(&mut self.polled, context, bytes)
+        Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }

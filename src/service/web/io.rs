@@ -28,6 +28,9 @@ pub trait Peer: HasStream {
     }
 }
 
+/// The most that hyper holds for one side that waits for the other: of a body, and of what is written.
+pub const BUFFER_SIZE_MAX: usize = 128 << 10;
+
 /// How often in a row hyper receives something at once, before others have their turn. It passes over interim responses,
 /// for one, within a single poll, and would do so for as long as they come.
 const RECEIVES_AT_ONCE_MAX: u32 = 16;
@@ -54,8 +57,32 @@ impl<'s, P: Peer + 's> Io<'s, P> {
         Self { polled: Polled::new(peer), left: early, received_at_once: 0, turn: None }
     }
 
+    /// Whom the connection is with.
+    pub(super) fn peer(&self) -> &P {
+        self.polled.owner()
+    }
+
+    /// Hands over what is there already, as far as it fits; `false` where nothing is.
+    pub(super) fn hand_over(&mut self, cursor: &mut ReadBufCursor<'_>) -> bool {
+        let size = self.left.len().min(cursor.remaining());
+        cursor.put_slice(&self.left[..size]);
+        if size == self.left.len() {
+            self.left = Vec::new();
+        } else {
+            self.left.drain(..size);
+        }
+        size > 0
+    }
+
+    /// Hands over what was received, and keeps what does not fit.
+    pub(super) fn take(&mut self, bytes: &[u8], cursor: &mut ReadBufCursor<'_>) {
+        let (fits, rest) = bytes.split_at(bytes.len().min(cursor.remaining()));
+        cursor.put_slice(fits);
+        self.left.extend_from_slice(rest);
+    }
+
     /// Receives, but lets others have their turn where there is always something.
-    fn poll_receive(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Received> {
+    pub(super) fn poll_receive(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Received> {
         if self.received_at_once == RECEIVES_AT_ONCE_MAX {
             let peer = self.polled.owner().clone();
             let turn = self.turn.get_or_insert_with(|| {
@@ -81,18 +108,15 @@ impl<'s, P: Peer + Unpin + 's> Read for Io<'s, P> {
         context: &mut Context<'_>,
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.left.is_empty() {
-            put(&mut self.left, &mut cursor);
+        if self.hand_over(&mut cursor) {
             return Poll::Ready(Ok(()));
         }
         let resources = Rc::clone(self.polled.owner().resources());
         let mut scratch = resources.scratch.lend();
         match ready!(self.poll_receive(context, &mut scratch)) {
             Received::Bytes(size) => {
-                self.polled.owner().received(size);
-                let fits = size.min(cursor.remaining());
-                cursor.put_slice(&scratch[..fits]);
-                self.left.extend_from_slice(&scratch[fits..size]);
+                self.peer().received(size);
+                self.take(&scratch[..size], &mut cursor);
                 Poll::Ready(Ok(()))
             }
             Received::End | Received::Nothing => Poll::Ready(Ok(())),
@@ -107,7 +131,18 @@ impl<'s, P: Peer + Unpin + 's> Write for Io<'s, P> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        poll_write(&mut self.polled, context, bytes)
+        let sent = self.polled.poll_send(context, bytes);
+        match sent {
+            Poll::Ready(Ok(size)) => {
+                self.peer().sent(Poll::Ready(size));
+                Poll::Ready(Ok(size))
+            }
+            Poll::Ready(Err(Gone)) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Poll::Pending => {
+                self.peer().sent(Poll::Pending);
+                Poll::Pending
+            }
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -117,36 +152,5 @@ impl<'s, P: Peer + Unpin + 's> Write for Io<'s, P> {
     /// Whoever drives hyper ends the connection.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Sends what there is room for.
-pub(super) fn poll_write<'s, P: Peer + 's>(
-    polled: &mut Polled<'s, P>,
-    context: &mut Context<'_>,
-    bytes: &[u8],
-) -> Poll<io::Result<usize>> {
-    let sent = polled.poll_send(context, bytes);
-    match sent {
-        Poll::Ready(Ok(size)) => {
-            polled.owner().sent(Poll::Ready(size));
-            Poll::Ready(Ok(size))
-        }
-        Poll::Ready(Err(Gone)) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        Poll::Pending => {
-            polled.owner().sent(Poll::Pending);
-            Poll::Pending
-        }
-    }
-}
-
-/// Moves what fits.
-pub(super) fn put(left: &mut Vec<u8>, cursor: &mut ReadBufCursor<'_>) {
-    let size = left.len().min(cursor.remaining());
-    cursor.put_slice(&left[..size]);
-    if size == left.len() {
-        *left = Vec::new();
-    } else {
-        left.drain(..size);
     }
 }

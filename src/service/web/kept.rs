@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 
-use super::io::{Io, Peer};
+use super::io::{BUFFER_SIZE_MAX, Io, Peer};
 use super::proxy::RequestBody;
 use crate::config::upstream::UpstreamLimits;
 use crate::net::contain::contain;
@@ -19,9 +19,6 @@ use crate::service::{Phase, Resources};
 
 /// The most bytes that the head of a response may have, which is held in memory while it arrives.
 pub const RESPONSE_HEAD_SIZE_MAX: usize = 64 << 10;
-
-/// What hyper holds of a response that waits for its client.
-const BUFFER_SIZE_MAX: usize = 128 << 10;
 
 /// The connections that one shard keeps for one route.
 #[derive(Debug)]
@@ -70,8 +67,7 @@ struct Link {
 #[derive(Debug)]
 struct Term {
     timer: Timer,
-    /// Until when it is kept without a request; [`NEVER`] while it has one, 0 once it is not to have
-    /// another.
+    /// Until when it is kept without a request; [`NEVER`] while it has one, 0 once it is to have no other.
     idle_until: Cell<Tick>,
 }
 

@@ -1,29 +1,32 @@
 //! `service = "http"`: requests passed to an HTTP server, responses passed back.
 
-use std::cell::Cell;
+mod request_body;
+mod response_body;
+
 use std::future::pending;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::body::{Content, ContentFault};
-use super::kept::{Kept, Sender};
+pub use self::request_body::{Progress, RequestBody};
+use self::response_body::{ResponseBody, WayBack};
+use super::body::Content;
+use super::kept::Sender;
 use crate::config::upstream::HeaderEdits;
 use crate::metrics::ConnectResult;
 use crate::net::clock;
 use crate::net::timers::{Tick, Timer, ticks};
 use crate::protocol::http::list;
-use crate::protocol::http::refusal::{BadRequest, Refusal};
+use crate::protocol::http::refusal::Refusal;
 use crate::service::reach::{Asker, Reached, Unreached, Way, reach, refusal_of};
-use crate::service::upstream::{Address, Attempt, Lease, Unavailable};
+use crate::service::upstream::{Attempt, Unavailable};
 use crate::service::{Phase, Port, Upstreams, retry_after_s};
 
 /// What an upstream is asked for a client.
@@ -40,7 +43,7 @@ pub struct Question {
 /// Passes a request on, and returns the response as the client gets it, or why there is none.
 ///
 /// What was sent is sent again only where the upstream cannot have done anything with it: nothing of it had left; or the
-/// connection was a kept one, which ended with no byte of a response, and the method is idempotent and there is no body
+/// connection was a kept one, which ended without the head of a response, and the method is idempotent and there is no body
 /// (RFC 9110 section 9.2.2).
 ///
 /// # Errors
@@ -61,7 +64,7 @@ pub async fn pass(
     let mut asked = Asked { upstreams, is_open: false };
     loop {
         asked.is_open = true;
-        let kept = |attempt: &Attempt| upstreams.kept.take(attempt).filter(|_| may_use_kept);
+        let kept = |attempt: &Attempt| if may_use_kept { upstreams.kept.take(attempt) } else { None };
         let reached = reach(asker, upstreams, question.hash, question.client, kept).await;
         asked.is_open = false;
         let Reached { attempt, way } = reached.map_err(|unreached| match unreached {
@@ -263,175 +266,6 @@ fn pass_head(fields: &mut HeaderMap, edits: &HeaderEdits, is_to_head: bool) {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("the configuration holds tokens alone");
         let value = HeaderValue::from_str(value).expect("the configuration holds no control bytes");
         fields.insert(name, value);
-    }
-}
-
-/// How the body of a request fares, for whoever waits for its response.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// When the upstream took the latest part.
-    at: Cell<Tick>,
-    /// What is wrong with it, where something is.
-    fault: Cell<Option<Refusal>>,
-    /// True exactly while the upstream has taken all that the client has sent, and more has to come.
-    is_awaited: Cell<bool>,
-    /// True exactly when all of it has been taken.
-    is_whole: Cell<bool>,
-}
-
-/// The body of a request on its way to an upstream.
-#[derive(Debug)]
-pub struct RequestBody {
-    /// `None` where there is none, or none any more.
-    incoming: Option<Incoming>,
-    timer: Timer<Rc<Port>>,
-    /// How long the client may send nothing of it.
-    silence: Tick,
-    /// Until when the next part has to come; `None` while none is waited for.
-    deadline: Option<Tick>,
-    /// How much of it is still taken.
-    left: u64,
-    progress: Rc<Progress>,
-}
-
-impl RequestBody {
-    /// A body as it comes from a client, of which `size_max` bytes are taken.
-    pub fn new(incoming: Incoming, port: &Rc<Port>, silence: Tick, size_max: u64) -> Self {
-        let incoming = (!incoming.is_end_stream()).then_some(incoming);
-        let body = Self { incoming, silence, left: size_max, ..Self::none(port) };
-        body.progress.is_whole.set(body.incoming.is_none());
-        body
-    }
-
-    fn none(port: &Rc<Port>) -> Self {
-        let timer = Timer::new(Rc::clone(port));
-        Self { incoming: None, timer, silence: 0, deadline: None, left: 0, progress: Rc::default() }
-    }
-
-    fn fail(&self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
-        self.progress.fault.set(Some(refusal));
-        Poll::Ready(Some(Err(ContentFault::Request)))
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = ContentFault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let frame = Pin::new(incoming).poll_frame(context);
-        self.progress.is_awaited.set(frame.is_pending());
-        let timers = Rc::clone(self.timer.timers());
-        match frame {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.deadline = None;
-                self.progress.at.set(timers.now());
-                let size = frame.data_ref().map_or(0, |data| data.len() as u64);
-                match self.left.checked_sub(size) {
-                    Some(left) => self.left = left,
-                    None => return self.fail(Refusal::BodyTooLarge),
-                }
-                self.progress.is_whole.set(self.is_end_stream());
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(_))) => self.fail(BadRequest::BodyMalformed.into()),
-            Poll::Ready(None) => {
-                self.progress.is_whole.set(true);
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                let silence = self.silence;
-                let deadline = *self.deadline.get_or_insert_with(|| timers.after(silence));
-                ready!(poll_deadline(&self.timer, deadline, context));
-                self.fail(Refusal::Timeout)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
-    }
-}
-
-/// The body of a response on its way to the client. It holds the lease of its upstream, and gives the connection back at
-/// its end.
-struct ResponseBody {
-    incoming: Incoming,
-    timer: Timer<Rc<Port>>,
-    /// How long the upstream may say nothing.
-    silence: Tick,
-    /// Until when the next part has to come; `None` while none is waited for.
-    deadline: Option<Tick>,
-    way_back: Option<WayBack>,
-    _lease: Lease,
-}
-
-/// What a connection to an upstream is given back with.
-struct WayBack {
-    kept: Rc<Kept>,
-    index: usize,
-    address: Address,
-    sender: Sender,
-    /// The request's.
-    progress: Rc<Progress>,
-}
-
-impl ResponseBody {
-    /// The content, if there is any to come.
-    fn into_content(mut self) -> Content {
-        if self.incoming.is_end_stream() {
-            self.give_back();
-        }
-        Box::pin(self)
-    }
-
-    fn give_back(&mut self) {
-        // Where the upstream has answered without the whole of a request, the rest of it would come before the next one.
-        if let Some(WayBack { kept, index, address, sender, progress }) = self.way_back.take()
-            && progress.is_whole.get()
-        {
-            kept.keep(index, address, sender);
-        }
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = ContentFault;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(context);
-        if let Poll::Ready(frame) = polled {
-            self.deadline = None;
-            if frame.is_none() || self.incoming.is_end_stream() {
-                self.give_back();
-            }
-            return Poll::Ready(frame.map(|frame| frame.map_err(|_| ContentFault::UpstreamGone)));
-        }
-        let timers = Rc::clone(self.timer.timers());
-        let silence = self.silence;
-        let deadline = *self.deadline.get_or_insert_with(|| timers.after(silence));
-        ready!(poll_deadline(&self.timer, deadline, context));
-        Poll::Ready(Some(Err(ContentFault::UpstreamTimedOut)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
     }
 }
 

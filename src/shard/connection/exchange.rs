@@ -21,11 +21,9 @@ use crate::protocol::http::refusal::BadRequest;
 use crate::protocol::http::request::{RequestHead, Version};
 use crate::service::web::body::ContentFault;
 use crate::service::web::gate::{Exchange, Gate, Malformed, Request};
+use crate::service::web::io::BUFFER_SIZE_MAX;
 use crate::service::{Phase, Place};
 use crate::shard::web::respond;
-
-/// What hyper holds of a response that waits for its client, and of a body that waits for its upstream.
-const BUFFER_SIZE_MAX: usize = 128 << 10;
 
 /// What an exchange begins with.
 pub(super) struct Begun {
@@ -187,7 +185,8 @@ impl Connection {
         Outcome::Broken(End::ClientGone)
     }
 
-    /// Keeps the connection for another request, once what is unsent of the answer to this one has left. The other's beginning may have come already.
+    /// Keeps the connection for another request, whose beginning is `ahead`, if it has come already. What is unsent of the
+    /// answer to this one leaves first.
     pub(super) fn keep(&mut self, ahead: Vec<u8>, unsent: Vec<u8>) -> Step {
         self.has_answered = true;
         self.waiting = None;
