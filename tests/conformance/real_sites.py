@@ -159,7 +159,8 @@ def test_a_site_of_vites_reloads_while_it_is_looked_at(io_driver, tmp_path):
     vite = Path(os.environ["NODE_PATH"]) / "vite/bin/vite.js"
     command = ["node", vite, "--host", "127.0.0.1", "--port", str(port), "--strictPort", "--clearScreen", "false"]
     with (
-        program(command, "Local:", cwd=site),
+        # In CI it takes the pipe for a terminal, and puts colours between the words.
+        program(command, "Local:", cwd=site, env=os.environ | {"NO_COLOR": "1"}),
         serving(port, authority=authority, io_driver=io_driver) as gateway,
     ):
         url = f"https://localhost:{gateway.ports['a']}/"
