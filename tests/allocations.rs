@@ -83,10 +83,10 @@ fn echo(endpoint: &mut Endpoint, bytes: &mut [u8]) -> usize {
     let mut replies = 0;
     while let Some(event) = endpoint.receive(&RULES, &mut exchange).expect("no rule is broken") {
         match event {
-            Event::Message { kind, payload } => exchange.reply(kind.opcode(), payload),
+            Event::Message { kind, payload, .. } => exchange.reply(kind.opcode(), payload),
             Event::Ping(payload) => exchange.reply(Opcode::Pong, payload),
             Event::Pong(_) => continue,
-            Event::Close(_) => panic!("nobody closes"),
+            Event::Close(..) => panic!("nobody closes"),
         }
         replies += 1;
     }

@@ -558,7 +558,7 @@ impl Peer {
                 }
             };
             match event {
-                Event::Message { kind, payload } => {
+                Event::Message { kind, payload, .. } => {
                     self.keepalive.message = now;
                     let saying = (kind.opcode(), exchange.payload(&payload).to_vec());
                     // The server is an echo.
@@ -580,7 +580,7 @@ impl Peer {
                 Event::Pong(payload) => {
                     self.heard.push((Opcode::Pong, exchange.payload(&payload).to_vec()));
                 }
-                Event::Close(code) => {
+                Event::Close(code, _) => {
                     let saying = (Opcode::Close, close_payload(code));
                     self.heard.push(saying.clone());
                     if self.heard_before_close.is_some() {

@@ -708,7 +708,7 @@ fn accept(head: &str) -> Vec<u8> {
     let (_, rest) = head.split_once("Sec-WebSocket-Key: ").unwrap();
     let (key, _) = rest.split_once("\r\n").unwrap();
     let mut answer = Vec::new();
-    handshake::write_accept(&mut answer, key.as_bytes(), None);
+    handshake::write_accept(&mut answer, key.as_bytes(), None, None);
     answer
 }
 

@@ -65,7 +65,13 @@ pub(crate) fn frame_header(criterion: &mut Criterion<CpuTime>) {
     let rules = rules();
     let mut group = criterion.benchmark_group("frame header");
     for size in [20, 1024, 1 << 20] {
-        let header = |mask| Header { fin: true, opcode: Opcode::Binary, mask, payload_size: size };
+        let header = |mask| Header {
+            fin: true,
+            opcode: Opcode::Binary,
+            is_compressed: false,
+            mask,
+            payload_size: size,
+        };
         let mut bytes = [0; HEADER_SIZE_MAX];
         let header_size = header(Some(KEY)).write(&mut bytes);
         group.bench_function(BenchmarkId::new("parse", size), |bencher| {
@@ -178,7 +184,7 @@ fn answer(received: &[u8], out: &mut Vec<u8>) {
     let mut storage = field_storage();
     let head = RequestHead::parse(&received[..size], &mut storage).expect("no rule is broken");
     match handshake::judge(&head).expect("no rule is broken") {
-        Request::Opening(opening) => handshake::write_accept(out, opening.key(), None),
+        Request::Opening(opening) => handshake::write_accept(out, opening.key(), None, None),
         Request::Plain => panic!("an opening handshake was taken for a plain request"),
     }
 }
@@ -189,8 +195,8 @@ fn echo_read(rules: &Rules, buffer: &mut [u8]) -> usize {
     let mut exchange = Exchange::new(buffer);
     while let Some(event) = endpoint.receive(rules, &mut exchange).expect("no rule is broken") {
         match event {
-            Event::Message { kind, payload } => exchange.reply(kind.opcode(), payload),
-            Event::Ping(_) | Event::Pong(_) | Event::Close(_) => panic!("only messages were sent"),
+            Event::Message { kind, payload, .. } => exchange.reply(kind.opcode(), payload),
+            Event::Ping(_) | Event::Pong(_) | Event::Close(..) => panic!("only messages were sent"),
         }
     }
     exchange.finish().size()

@@ -95,7 +95,7 @@ fn converse(mut stream: impl Read + Write, behaviour: &Behaviour) {
         let Ok(handshake::Request::Opening(opening)) = handshake::judge(&head) else {
             panic!("no opening handshake")
         };
-        write_accept(&mut response, opening.key(), None);
+        write_accept(&mut response, opening.key(), None, None);
     }
     stream.write_all(&response).unwrap();
     stream.flush().unwrap();

@@ -52,6 +52,7 @@ pub(super) const ROUTE: Schema = Schema {
         "websocket",
         "origins",
         "subprotocols",
+        "deflate",
         "limits",
         "upstreams",
         "upstream_path",
@@ -72,6 +73,8 @@ pub(super) const ROUTE: Schema = Schema {
         "hidden",
     ],
 };
+pub(super) const DEFLATE: Schema =
+    Schema { title: "[route.deflate]", keys: &["mode", "level", "window_bits", "size_min"] };
 pub(super) const UPSTREAM_LIMITS: Schema =
     Schema { title: "[route.upstream_limits]", keys: upstream::LIMIT_KEYS };
 pub(super) const UPSTREAM_TLS: Schema = Schema { title: "[route.upstream_tls]", keys: &["ca", "name"] };
@@ -100,6 +103,7 @@ pub(super) const SCHEMAS: &[&Schema] = &[
     &PORT_LIMITS,
     &ROUTE,
     &ROUTE_LIMITS,
+    &DEFLATE,
     &UPSTREAM_LIMITS,
     &UPSTREAM_TLS,
     &HEALTH,
@@ -114,7 +118,7 @@ const KEYS_NOT_YET: &[(&str, &[&str])] = &[
     ("[gateway]", &["control_socket"]),
     ("[limits]", PER_ADDRESS),
     ("[port.limits]", PER_ADDRESS),
-    ("[[route]]", &["deflate", "auth"]),
+    ("[[route]]", &["auth"]),
 ];
 /// Limits whose 0 means off, which this version can do.
 const PER_ADDRESS: &[&str] = &["connections_per_address_max", "handshakes_per_address_per_s"];
@@ -273,6 +277,16 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// Whether `item` is a boolean, for a key that may be something else.
+    pub(super) const fn is_boolean(item: &Item<'t>) -> bool {
+        matches!(item.value, DeValue::Boolean(_))
+    }
+
+    /// Whether `item` is a table, likewise.
+    pub(super) const fn is_table(item: &Item<'t>) -> bool {
+        matches!(item.value, DeValue::Table(_))
+    }
+
     /// The string that `item` is, or `None`, with nothing recorded, where it is something else.
     pub(super) fn as_string(item: &Item<'t>) -> Option<&'t str> {
         match item.value {
@@ -363,7 +377,7 @@ impl<'t> Reader<'t> {
         if self.faults.is_empty() { Ok(self.warnings) } else { Err(self.faults) }
     }
 
-    fn wrong_type<T>(&mut self, item: &Item<'t>, expected: &'static str) -> Option<T> {
+    pub(super) fn wrong_type<T>(&mut self, item: &Item<'t>, expected: &'static str) -> Option<T> {
         let found = match item.value {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "an integer",

@@ -7,6 +7,7 @@
 pub mod blocked_ports;
 pub mod certificate;
 mod check;
+pub mod deflate;
 mod fault;
 mod file;
 mod limits;
@@ -25,6 +26,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use certificate::PortTls;
+pub use deflate::Deflate;
 pub use fault::{Caution, Fault, NetworkFault, Place, Problem, Warning};
 pub use limits::Limits;
 pub use pattern::{HostPattern, PathPattern, PortSet};
@@ -192,6 +194,8 @@ pub struct Route {
     pub subprotocols: Vec<String>,
     /// Whether opening handshakes are answered, and `origins` means something.
     pub websocket: bool,
+    /// How messages are compressed between client and gateway; `None` where they are not.
+    pub deflate: Option<Deflate>,
     /// How it relays; there exactly where the service relays.
     pub relay: Option<Relay>,
     /// Where it sends clients; there exactly where the service does so.
@@ -436,6 +440,7 @@ mod tests {
                 "[route.upstream_limits]" => below("route", "upstream_limits"),
                 "[route.upstream_tls]" => below("route", "upstream_tls"),
                 "[route.health]" => below("route", "health"),
+                "[route.deflate]" => below("route", "deflate"),
                 "[route.redirect]" => below("route", "redirect"),
                 "[route.request_headers]" => below("route", "request_headers"),
                 // They are as those of requests.

@@ -7,7 +7,7 @@ use super::file::Unit;
 use super::limits::{self, Limit, milliseconds};
 use super::upstream::{HealthKind, LIMITS, Relay, UpstreamTls};
 use super::web::Files;
-use super::{Config, Origins, Port, PortSet, Redirect, Route, Service, size};
+use super::{Config, Deflate, Origins, Port, PortSet, Redirect, Route, Service, size};
 
 /// See [`Config::to_toml`].
 pub(super) fn show(config: &Config) -> String {
@@ -116,6 +116,11 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
     }
     if !route.subprotocols.is_empty() {
         writeln!(out, "subprotocols = [{}]", strings(&route.subprotocols))?;
+    }
+    if let Some(Deflate { mode, level, window_bits, size_min }) = route.deflate {
+        let size_min = if size_min == 0 { "0".to_owned() } else { string(&size::format(size_min as u64)) };
+        write!(out, "deflate = {{ mode = \"{mode}\", level = {level}, ")?;
+        writeln!(out, "window_bits = {window_bits}, size_min = {size_min} }}")?;
     }
     if !route.trusted.is_empty() {
         writeln!(out, "trusted = [{}]", strings(&route.trusted))?;
@@ -291,6 +296,15 @@ mod tests {
             path = "/x"
             service = "echo"
             origins = "any"
+            deflate = { mode = "dedicated", level = 6, window_bits = 10, size_min = 0 }
+            [[route]]
+            path = "/y"
+            service = "echo"
+            deflate = true
+            [[route]]
+            path = "/z"
+            service = "echo"
+            deflate = { mode = "off", level = 3 }
             [[route]]
             path = "/relayed/*"
             service = "websocket"

@@ -2,7 +2,7 @@
 
 use super::cell::{Counter, DurationHistogram, Gauge, SizeHistogram};
 use super::labels::{
-    AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, SlowClientOutcome, StatusClass,
+    AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
 use super::outcome::{End, HandshakeResult, TlsFailure, TlsHandshake};
 use crate::protocol::websocket::close::CloseCode;
@@ -31,6 +31,8 @@ pub struct PortCells {
     pub message_size: SizeHistogram,
     /// Bytes that wait to be sent.
     pub send_queue_bytes: Gauge,
+    /// Bytes that connections keep of what was said on them compressed.
+    pub deflate_context_bytes: Gauge,
     /// Panics caught, each of which ended its connection.
     pub panics: Counter,
     /// Opening handshakes whose fields about the client came from somebody who is not believed.
@@ -47,6 +49,8 @@ pub struct PortCells {
     pub(super) messages: [Counter; Direction::COUNT],
     pub(super) payload_bytes: [Counter; Direction::COUNT],
     pub(super) wire_bytes: [Counter; Direction::COUNT],
+    /// By direction and [`Form`].
+    pub(super) deflate_bytes: [[Counter; Form::COUNT]; Direction::COUNT],
     pub(super) slow_clients: [Counter; SlowClientOutcome::COUNT],
     pub(super) accept_errors: [Counter; AcceptErrorReason::COUNT],
     /// One for each route, then one for requests that no route took.
@@ -72,6 +76,7 @@ impl PortCells {
             ping_round_trip: DurationHistogram::new(&LATENCY_BOUNDS_NS),
             message_size: SizeHistogram::default(),
             send_queue_bytes: Gauge::default(),
+            deflate_context_bytes: Gauge::default(),
             panics: Counter::default(),
             forwarding_ignored: Counter::default(),
             tls_truncated: Counter::default(),
@@ -85,6 +90,7 @@ impl PortCells {
             messages: counters(),
             payload_bytes: counters(),
             wire_bytes: counters(),
+            deflate_bytes: std::array::from_fn(|_| counters()),
             slow_clients: counters(),
             accept_errors: counters(),
             http_requests: (0..=route_count).map(|_| RouteCells::default()).collect(),
@@ -154,6 +160,14 @@ impl PortCells {
     #[inline]
     pub fn wire_bytes(&self, direction: Direction) -> &Counter {
         &self.wire_bytes[direction.index()]
+    }
+
+    /// Counts a message that went one way compressed, by its sizes in bytes.
+    #[inline]
+    pub fn deflated(&self, direction: Direction, plain_size: usize, compressed_size: usize) {
+        let bytes = &self.deflate_bytes[direction.index()];
+        bytes[Form::Plain.index()].add(plain_size as u64);
+        bytes[Form::Compressed.index()].add(compressed_size as u64);
     }
 
     /// Counts one read's or one send's frames, messages and payload.

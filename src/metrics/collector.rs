@@ -14,8 +14,8 @@ use super::cell::{HistogramTotals, SizeHistogram};
 use super::cells::{CONNECTION_BOUNDS_NS, LATENCY_BOUNDS_NS};
 use super::families::{Definition, Family};
 use super::labels::{
-    AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, ReloadResult, SlowClientOutcome,
-    StatusClass,
+    AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, ReloadResult,
+    SlowClientOutcome, StatusClass,
 };
 use super::outcome::{ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
 use super::process::ProcessUse;
@@ -181,6 +181,21 @@ impl ShardCollector {
                     for direction in Direction::ALL {
                         series.push(&[port, direction.label()], exact(totals.wire_bytes[direction.index()]));
                     }
+                }
+            }
+            Family::DeflateBytes => {
+                for (port, totals) in ports {
+                    for direction in Direction::ALL {
+                        for form in Form::ALL {
+                            let bytes = totals.deflate_bytes[direction.index()][form.index()];
+                            series.push(&[port, direction.label(), form.label()], exact(bytes));
+                        }
+                    }
+                }
+            }
+            Family::DeflateContextBytes => {
+                for (port, totals) in ports {
+                    series.push(&[port], exact(totals.deflate_context_bytes));
                 }
             }
             Family::PingRoundTrip => {

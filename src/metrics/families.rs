@@ -72,6 +72,10 @@ families! {
         "Payload of text, binary and continuation frames, in bytes.";
     WireBytes COUNTER "ringway_wire_bytes_total" ["port" "direction"]
         "Everything read from or written to clients, in bytes, without what TLS adds.";
+    DeflateBytes COUNTER "ringway_deflate_bytes_total" ["port" "direction" "form"]
+        "Bytes of messages that went compressed between client and gateway, as they were said and as they went.";
+    DeflateContextBytes GAUGE "ringway_deflate_context_bytes" ["port"]
+        "Bytes that connections keep of what was said on them, for the compressed messages that refer to it.";
     PingRoundTrip HISTOGRAM "ringway_ping_round_trip_seconds" ["port"]
         "Time from a ping of the gateway to its pong, in seconds.";
     ConnectionDuration HISTOGRAM "ringway_connection_duration_seconds" ["port"]

@@ -14,6 +14,16 @@ closed_set! {
 }
 
 closed_set! {
+    /// How bytes of compressed messages are counted.
+    pub enum Form {
+        /// As they are said.
+        Plain => "plain",
+        /// As they go over the wire.
+        Compressed => "compressed",
+    }
+}
+
+closed_set! {
     /// Who sent the first Close of a connection.
     pub enum Initiator {
         /// The client.

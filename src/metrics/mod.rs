@@ -27,7 +27,7 @@ pub use cell::{Counter, DurationHistogram, Gauge, HistogramTotals, SizeHistogram
 pub use cells::{PortCells, ShardCells};
 pub use families::{Definition, Family};
 pub use labels::{
-    AcceptErrorReason, CloseCodeLabel, Direction, Driver, FrameKind, Initiator, ReloadResult,
+    AcceptErrorReason, CloseCodeLabel, Direction, Driver, Form, FrameKind, Initiator, ReloadResult,
     SlowClientOutcome, StatusClass,
 };
 pub use outcome::{ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::cell::{Counter, HistogramTotals, SizeHistogram};
 use super::cells::{CONNECTION_BOUNDS_NS, LATENCY_BOUNDS_NS, PortCells};
 use super::labels::{
-    AcceptErrorReason, CloseCodeLabel, Direction, FrameKind, Initiator, SlowClientOutcome, StatusClass,
+    AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
 use super::outcome::{End, HandshakeResult, TlsFailure, TlsHandshake};
 use crate::protocol::websocket::violation::ViolationKind;
@@ -33,6 +33,8 @@ pub struct PortTotals {
     pub send_queue_bytes: u64,
     pub slow_clients: [u64; SlowClientOutcome::COUNT],
     pub accept_errors: [u64; AcceptErrorReason::COUNT],
+    pub deflate_bytes: [[u64; Form::COUNT]; Direction::COUNT],
+    pub deflate_context_bytes: u64,
     pub panics: u64,
     pub forwarding_ignored: u64,
     pub tls_handshakes: [u64; TlsHandshake::COUNT],
@@ -77,6 +79,8 @@ impl PortTotals {
             send_queue_bytes: 0,
             slow_clients: [0; _],
             accept_errors: [0; _],
+            deflate_bytes: [[0; _]; _],
+            deflate_context_bytes: 0,
             panics: 0,
             forwarding_ignored: 0,
             tls_handshakes: [0; _],
@@ -111,6 +115,10 @@ impl PortTotals {
         self.send_queue_bytes += cells.send_queue_bytes.get();
         add_all(&mut self.slow_clients, &cells.slow_clients);
         add_all(&mut self.accept_errors, &cells.accept_errors);
+        for (into, from) in self.deflate_bytes.iter_mut().zip(&cells.deflate_bytes) {
+            add_all(into, from);
+        }
+        self.deflate_context_bytes += cells.deflate_context_bytes.get();
         self.panics += cells.panics.get();
         self.forwarding_ignored += cells.forwarding_ignored.get();
         add_all(&mut self.tls_handshakes, &cells.tls_handshakes);

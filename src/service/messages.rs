@@ -4,12 +4,14 @@
 //! composes the replies where the frames stood, and sends them before it waits again. What cannot be sent at once is
 //! kept and nothing is read until it is gone; that is all the backpressure there is.
 
+mod deflated;
 mod hot;
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::client::Client;
+use super::deflate::Deflated;
 use super::echo;
 use super::place::{Phase, Place};
 use crate::metrics::{Direction, End, Initiator};
@@ -17,9 +19,10 @@ use crate::net::clock;
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received};
 use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::deflate::Terms;
 use crate::protocol::websocket::endpoint::{Endpoint, Event};
 use crate::protocol::websocket::exchange::{Exchange, Outgoing, Payload};
-use crate::protocol::websocket::frame::{self, Opcode};
+use crate::protocol::websocket::frame::{self, Opcode, Rules};
 use crate::protocol::websocket::keepalive::{Due, Keepalive};
 use crate::protocol::websocket::rate::Allowance;
 use crate::protocol::websocket::violation::Violation;
@@ -43,6 +46,8 @@ struct Kept {
     endpoint: Endpoint,
     /// What the client may still send, where that is limited.
     allowance: Option<Allowance>,
+    /// What was agreed on compression, where something was.
+    deflated: Option<Deflated>,
 }
 
 /// How to go on after a read.
@@ -98,13 +103,15 @@ enum Heard {
 impl Messages {
     /// Takes over a client whose opening handshake has just been answered.
     ///
-    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent.
-    pub fn new(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) -> Self {
+    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent. `deflate` is what that said
+    /// about compression.
+    pub fn new(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>, deflate: Option<Terms>) -> Self {
         let now = client.resources().timers.now();
         let rates = &place.rates;
         let is_limited = rates.frames_per_s != 0 || rates.bytes_per_s != 0;
         let allowance = is_limited.then(|| Allowance::new(rates, now));
-        let kept = Kept { early, endpoint: Endpoint::new(), allowance };
+        let deflated = deflate.map(|terms| Deflated::new(&place, terms));
+        let kept = Kept { early, endpoint: Endpoint::new(), allowance, deflated };
         let keepalive = Keepalive::new(now);
         let deadline = match keepalive.due(&place.patience, now) {
             Due::At(tick) if client.resources().phase() == Phase::Serving => tick,
@@ -203,8 +210,7 @@ impl Messages {
         let kept = self.kept.as_deref_mut().unwrap_or(&mut fresh);
         let size = bytes.len();
         let mut exchange = Exchange::new(bytes);
-        let outcome =
-            converse(&mut kept.endpoint, &mut exchange, &self.place, &mut self.keepalive.awaits_pong);
+        let outcome = converse(kept, &mut exchange, &self.place, &mut self.keepalive.awaits_pong);
         let outcome = match (&mut kept.allowance, outcome) {
             (Some(allowance), Ok(Heard::Nothing)) => {
                 let frames = exchange.received.frames_sum();
@@ -348,10 +354,10 @@ impl Messages {
         }
         // Only now: the client may have taken its time to make room for it.
         let deadline = self.client.resources().timers.after(self.place.close_timeout);
-        let mut endpoint = self.kept.take().unwrap_or_default().endpoint;
-        endpoint.close_sent();
+        let mut kept = self.kept.take().unwrap_or_default();
+        kept.endpoint.close_sent();
         loop {
-            match self.discard_until_close(&mut endpoint) {
+            match self.discard_until_close(&mut kept) {
                 Awaited::Nothing => {}
                 Awaited::Close => {
                     self.client.linger(self.place.close_timeout).await;
@@ -379,7 +385,7 @@ impl Messages {
     }
 
     /// Receives once while the client's Close is awaited.
-    fn discard_until_close(&self, endpoint: &mut Endpoint) -> Awaited {
+    fn discard_until_close(&self, kept: &mut Kept) -> Awaited {
         let mut scratch = self.place.resources().scratch.lend();
         let size = match self.client.stream.receive_now(&mut scratch) {
             Received::Bytes(size) => size,
@@ -389,7 +395,7 @@ impl Messages {
         let cells = self.place.cells();
         cells.wire_bytes(Direction::Received).add(size as u64);
         let mut exchange = Exchange::new(&mut scratch[..size]);
-        let event = endpoint.receive(&self.place.rules, &mut exchange);
+        let event = kept.endpoint.receive(rules(kept.deflated.as_ref(), &self.place), &mut exchange);
         cells.tally(Direction::Received, &exchange.received);
         match event {
             Ok(None) => Awaited::Nothing,
@@ -417,7 +423,10 @@ impl Messages {
 
 impl Kept {
     fn is_nothing(&self) -> bool {
-        self.early.is_none() && self.endpoint.is_at_rest() && self.allowance.is_none()
+        self.early.is_none()
+            && self.endpoint.is_at_rest()
+            && self.allowance.is_none()
+            && self.deflated.is_none()
     }
 
     #[inline]
@@ -451,27 +460,43 @@ impl Next {
 /// Lets the service answer what the client says.
 #[inline]
 fn converse(
-    endpoint: &mut Endpoint,
+    kept: &mut Kept,
     exchange: &mut Exchange<'_>,
     place: &Place,
     awaits_pong: &mut bool,
 ) -> Result<Heard, Violation> {
-    while let Some(event) = endpoint.receive(&place.rules, exchange)? {
+    let Kept { endpoint, deflated, .. } = kept;
+    while let Some(event) = endpoint.receive(rules(deflated.as_ref(), place), exchange)? {
         match event {
-            Event::Message { kind, payload } => {
-                place.cells().message_size.observe_bytes(exchange.payload(&payload).len() as u64);
-                echo::message(exchange, kind, payload);
-            }
+            Event::Message { kind, payload, is_compressed } => match deflated {
+                None => {
+                    place.cells().message_size.observe_bytes(exchange.payload(&payload).len() as u64);
+                    echo::message(exchange, kind, payload);
+                }
+                Some(deflated) => {
+                    deflated::message(deflated, exchange, place, (kind, payload, is_compressed))?;
+                }
+            },
             Event::Ping(payload) => exchange.reply(Opcode::Pong, payload),
             Event::Pong(payload) => {
                 if *awaits_pong {
                     *awaits_pong = !observe_pong(exchange, &payload, place);
                 }
             }
-            Event::Close(code) => return Ok(Heard::Close(code)),
+            Event::Close(code, _) => return Ok(Heard::Close(code)),
         }
     }
+    match deflated {
+        None => {}
+        Some(deflated) => deflated::after_read(deflated, endpoint, place)?,
+    }
     Ok(Heard::Nothing)
+}
+
+/// What the client's frames may be like.
+#[inline]
+fn rules<'r>(deflated: Option<&'r Deflated>, place: &'r Place) -> &'r Rules {
+    deflated.map_or(&place.rules, Deflated::rules)
 }
 
 /// Counts the round trip of the Ping that this Pong answers; `false` where it answers none of ours.

@@ -4,6 +4,7 @@
 
 pub mod admission;
 pub mod client;
+pub mod deflate;
 pub mod echo;
 pub mod life;
 pub mod messages;

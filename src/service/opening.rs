@@ -19,6 +19,7 @@ use crate::protocol::http::forward::response;
 use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::response::ResponseHead;
 use crate::protocol::http::scan::HeadScan;
+use crate::protocol::websocket::deflate::Terms;
 use crate::protocol::websocket::frame::RESERVED_BITS;
 use crate::protocol::websocket::handshake::Offer;
 use crate::protocol::websocket::handshake::client::{RESPONSE_FIELD_COUNT_MAX, RESPONSE_HEAD_SIZE_MAX};
@@ -51,6 +52,8 @@ pub enum Question {
         request: Vec<u8>,
         /// What it offers.
         offer: Offer,
+        /// What is agreed on compression with the client where the upstream agrees on no extension.
+        deflate: Option<Terms>,
     },
     /// A byte stream: nothing. The client's answer is known already.
     Nothing {
@@ -110,8 +113,8 @@ pub async fn open(client: &Client, upstreams: &Upstreams, asking: Asking) -> Out
         Question::Nothing { answer } => {
             Ok(Answered::Accepted { answer, content: Content::Bytes, early: Vec::new() })
         }
-        Question::Head { request, offer } => {
-            ask(asker, upstreams, &stream, (&request, &offer), deadline).await
+        Question::Head { request, offer, deflate } => {
+            ask(asker, upstreams, &stream, (&request, &offer, deflate), deadline).await
         }
     };
     match answered {
@@ -204,7 +207,7 @@ async fn ask(
     asker: Asker<'_>,
     upstreams: &Upstreams,
     stream: &Stream,
-    (request, offer): (&[u8], &Offer),
+    (request, offer, deflate): (&[u8], &Offer, Option<Terms>),
     deadline: Tick,
 ) -> Result<Answered, Fault> {
     send(asker, stream, request, deadline).await?;
@@ -214,7 +217,7 @@ async fn ask(
     loop {
         match scan.scan(&received) {
             Ok(Some(head_size)) => {
-                if let Some(answered) = judge(upstreams, offer, &received, head_size)? {
+                if let Some(answered) = judge(upstreams, (offer, deflate), &received, head_size)? {
                     return Ok(answered);
                 }
                 interim_count += 1;
@@ -238,7 +241,7 @@ async fn ask(
 /// Judges the head of a response, and writes the one that the client gets; `None` for an interim response.
 fn judge(
     upstreams: &Upstreams,
-    offer: &Offer,
+    (offer, deflate): (&Offer, Option<Terms>),
     received: &[u8],
     head_size: usize,
 ) -> Result<Option<Answered>, Fault> {
@@ -252,9 +255,13 @@ fn judge(
     Ok(match answer {
         Answer::Interim => None,
         Answer::Accepted { has_extensions, .. } => {
-            response::write_accepted(&head, edits, &mut out);
-            let reserved_bits = if has_extensions { RESERVED_BITS } else { 0 };
-            let content = Content::Frames { reserved_bits };
+            // What the two ends agree on is their own.
+            let deflate = deflate.filter(|_| !has_extensions);
+            response::write_accepted(&head, edits, deflate, &mut out);
+            let content = match deflate {
+                Some(terms) => Content::Messages { terms },
+                None => Content::Frames { reserved_bits: if has_extensions { RESERVED_BITS } else { 0 } },
+            };
             Some(Answered::Accepted { answer: out, content, early: rest.to_vec() })
         }
         Answer::Refused { status, framing } => {

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::admission::Admission;
 use super::upstream::Group;
 use super::web::kept::Kept;
-use crate::config::{Limits, Relay, Service};
+use crate::config::{Deflate, Limits, Relay, Route, Service};
 use crate::metrics::{PortCells, RelayCells, ShardCells};
 use crate::net::driver::Driver;
 use crate::net::pool::Pool;
@@ -21,7 +21,9 @@ use crate::net::simd;
 use crate::net::timers::{Clocked, TICKS_PER_S, Tick, Timers, ticks};
 use crate::net::tls::ServerSettings;
 use crate::net::turn::{AfterOthers, Turnstile};
-use crate::protocol::websocket::frame::{Role, Rules};
+use crate::protocol::websocket::deflate::Policy;
+use crate::protocol::websocket::deflate::codec::Codec;
+use crate::protocol::websocket::frame::{RSV1, Role, Rules};
 use crate::protocol::websocket::keepalive::Patience;
 use crate::protocol::websocket::rate::Rates;
 
@@ -79,6 +81,8 @@ pub struct Resources {
     pub turnstile: Turnstile,
     /// Masking keys, and ids of requests.
     pub random: Random,
+    /// What inflates and compresses, on all connections that do: one message at a time.
+    pub codec: RefCell<Codec>,
     /// The shard's own counters.
     pub cells: Arc<ShardCells>,
     phase: Cell<Phase>,
@@ -99,6 +103,7 @@ impl Resources {
             pool: (driver == Driver::IoUring).then(Pool::default),
             turnstile: Turnstile::default(),
             random: Random::new(),
+            codec: RefCell::default(),
             cells,
             phase: Cell::new(Phase::Serving),
             lingering: Cell::new(0),
@@ -217,6 +222,8 @@ pub struct Place {
     pub service: Service,
     /// What frames may be like.
     pub rules: Rules,
+    /// How messages are compressed, and what frames may be like where that was agreed on; `None` where it never is.
+    pub deflate: Option<(Deflate, Rules)>,
     /// How long silence may last.
     pub patience: Patience,
     /// How much a connection may send.
@@ -237,22 +244,23 @@ impl Place {
     /// A route with its limits, as a port serves it.
     pub fn new(
         port: Rc<Port>,
-        route_index: usize,
-        service: Service,
+        (route_index, route): (usize, &Route),
         limits: &Limits,
         upstreams: Option<Upstreams>,
     ) -> Rc<Self> {
+        let rules = Rules {
+            role: Role::Server,
+            frame_size_max: limits.frame_size_max as u64,
+            message_size_max: limits.message_size_max as u64,
+            reserved_bits: 0,
+            masker: simd::masker(),
+        };
         Rc::new(Self {
             port,
             route_index,
-            service,
-            rules: Rules {
-                role: Role::Server,
-                frame_size_max: limits.frame_size_max as u64,
-                message_size_max: limits.message_size_max as u64,
-                reserved_bits: 0,
-                masker: simd::masker(),
-            },
+            service: route.service,
+            rules,
+            deflate: route.deflate.map(|deflate| (deflate, deflate_rules(rules))),
             patience: Patience {
                 ping_after: limits.ping_interval.map_or(0, ticks),
                 pong_within: ticks(limits.pong_timeout),
@@ -276,8 +284,25 @@ impl Place {
         &self.port.resources
     }
 
+    /// What may be agreed on with clients about compression; `None` where nothing may.
+    pub fn deflate_policy(&self) -> Option<Policy> {
+        self.deflate.as_ref().map(|(deflate, _)| deflate.policy())
+    }
+
     /// The port's counters.
     pub fn cells(&self) -> &PortCells {
         &self.port.cells
+    }
+}
+
+/// What frames may be like where messages may be compressed. What does not compress becomes larger by it, by five bytes in 16
+/// thousand as zlib does it, and what counts is what it inflates to; so the limits on what comes leave some room.
+fn deflate_rules(rules: Rules) -> Rules {
+    let with_room = |size: u64| size.saturating_add(size / 64 + 64);
+    Rules {
+        frame_size_max: with_room(rules.frame_size_max),
+        message_size_max: with_room(rules.message_size_max),
+        reserved_bits: RSV1,
+        ..rules
     }
 }

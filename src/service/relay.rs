@@ -10,6 +10,7 @@ mod clock;
 mod ending;
 mod hot;
 mod lane;
+mod messages;
 mod verdict;
 
 use std::cell::{Cell, RefCell};
@@ -23,6 +24,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 use self::lane::{Fate, Lane};
+use self::messages::Messages;
 use self::verdict::Verdict;
 use super::client::Client;
 use super::place::{Place, Resources};
@@ -31,6 +33,7 @@ use crate::metrics::{Direction, End, Initiator, SlowClientOutcome};
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received, Stream};
 use crate::net::timers::{NEVER, Tick};
+use crate::protocol::websocket::deflate::Terms;
 use crate::protocol::websocket::endpoint::Endpoint;
 use crate::protocol::websocket::frame::{Role, Rules, Tally};
 use crate::protocol::websocket::keepalive::Keepalive;
@@ -64,6 +67,11 @@ pub enum Content {
         /// The bits.
         reserved_bits: u8,
     },
+    /// WebSocket frames, of messages that go compressed to the client and come so from it.
+    Messages {
+        /// What was agreed on with the client.
+        terms: Terms,
+    },
     /// A stream of bytes: the client's messages, one after the other, and back whatever comes, as binary messages.
     Bytes,
 }
@@ -91,8 +99,8 @@ struct Relay {
     allowance: Option<Box<Cell<Allowance>>>,
     /// What is passed on before anything is read.
     early: Cell<Option<Box<Early>>>,
-    /// The client's frames and messages, where the upstream speaks bytes; else they are walked.
-    endpoint: Option<Box<RefCell<Endpoint>>>,
+    /// What makes of the one side's what the other gets, where frames do not just pass.
+    translator: Option<Box<Translator>>,
     /// The reserved bits to which the extensions of this connection gave a meaning.
     reserved_bits: u8,
     /// What a client that broke a rule is still to be told.
@@ -122,6 +130,14 @@ enum Turn {
         /// Whether it was broken off.
         is_reset: bool,
     },
+}
+
+/// What makes of the one side's what the other gets.
+enum Translator {
+    /// The client's messages come and go compressed, and the upstream knows nothing of it.
+    Messages(RefCell<Messages>),
+    /// The upstream speaks bytes: the client's frames and messages.
+    Bytes(RefCell<Endpoint>),
 }
 
 /// What may be sent of the bytes of one read.
@@ -229,17 +245,23 @@ impl Relay {
             allowance: is_limited.then(|| Box::new(Cell::new(Allowance::new(rates, now)))),
             client,
             upstream,
-            place,
             up: Lane::default(),
             down: Lane::default(),
             keepalive: Cell::new(Keepalive::new(now)),
             pinged_us: Cell::new(0),
             early: Cell::new((!early.is_empty()).then(|| Box::new(early))),
-            endpoint: matches!(content, Content::Bytes).then(Box::default),
+            translator: match content {
+                Content::Frames { .. } => None,
+                Content::Messages { terms } => {
+                    Some(Box::new(Translator::Messages(RefCell::new(Messages::new(&place, *terms)))))
+                }
+                Content::Bytes => Some(Box::new(Translator::Bytes(RefCell::default()))),
+            },
             reserved_bits: match content {
                 Content::Frames { reserved_bits } => *reserved_bits,
-                Content::Bytes => 0,
+                Content::Messages { .. } | Content::Bytes => 0,
             },
+            place,
             verdict: Cell::new(None),
             end: Cell::new(None),
             cut_at: Cell::new(NEVER),
@@ -312,7 +334,7 @@ impl Relay {
     /// Whether `from` is not read for now. Where the upstream speaks bytes the client's pings are answered here, and a
     /// client that takes no answers is not asked for more questions.
     fn must_not_read(&self, from: Side) -> bool {
-        from == Side::Client && self.endpoint.is_some() && self.down.has_queue()
+        from == Side::Client && self.speaks_bytes() && self.down.has_queue()
     }
 
     /// Receives once from `from`, and sends what may be passed on.
@@ -356,11 +378,24 @@ impl Relay {
         if self.lane(from).has_heard_all() {
             return Pass::InPlace(0..0);
         }
-        match (&self.endpoint, from) {
+        match (self.translator.as_deref(), from) {
             (None, _) => self.walk(from, buffer),
-            (Some(endpoint), Side::Client) => self.unwrap_messages(&mut endpoint.borrow_mut(), buffer),
-            (Some(_), Side::Upstream) => self.wrap_bytes(buffer, room),
+            (Some(Translator::Messages(messages)), Side::Client) => {
+                self.inflate_messages(&mut messages.borrow_mut(), buffer)
+            }
+            (Some(Translator::Messages(messages)), Side::Upstream) => {
+                self.compress_messages(&mut messages.borrow_mut(), buffer)
+            }
+            (Some(Translator::Bytes(endpoint)), Side::Client) => {
+                self.unwrap_messages(&mut endpoint.borrow_mut(), buffer)
+            }
+            (Some(Translator::Bytes(_)), Side::Upstream) => self.wrap_bytes(buffer, room),
         }
+    }
+
+    /// Whether the upstream speaks bytes, and no WebSocket.
+    fn speaks_bytes(&self) -> bool {
+        matches!(self.translator.as_deref(), Some(Translator::Bytes(_)))
     }
 
     /// Walks frames, counts them, obeys what they say, and tells what is to be sent of them.

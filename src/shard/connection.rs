@@ -30,6 +30,7 @@ use crate::protocol::http::field_storage;
 use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::scan::HeadScan;
+use crate::protocol::websocket::deflate::Terms;
 use crate::service::messages::Messages;
 use crate::service::opening::{self, Asking, Outcome};
 use crate::service::reach::Interruption;
@@ -68,7 +69,7 @@ enum Step {
     /// The stream has something at once, which no wait would tell of.
     Look,
     /// It is a WebSocket now; these bytes followed the head.
-    Open { place: Rc<Place>, unsent: Vec<u8>, early: Option<Box<[u8]>> },
+    Open { place: Rc<Place>, unsent: Vec<u8>, early: Option<Box<[u8]>>, deflate: Option<Terms> },
     /// An upstream is asked before the client is answered.
     Ask { place: Rc<Place>, asking: Box<Asking>, early: Vec<u8> },
     /// The upstream has accepted: the two are connected now.
@@ -106,7 +107,9 @@ pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
         }
         let mut connection = Connection::new(client, table);
         match connection.look() {
-            Step::Open { place, unsent, early } if unsent.is_empty() => open(connection.client, place, early),
+            Step::Open { place, unsent, early, deflate } if unsent.is_empty() => {
+                open(connection.client, place, early, deflate);
+            }
             step => drop(monoio::spawn(contain(connection.go_on(step)))),
         }
     });
@@ -149,9 +152,9 @@ impl Connection {
                     }
                     Err(end) => Step::Gone(end),
                 },
-                Step::Open { place, unsent, early } => match self.flush(&unsent).await {
+                Step::Open { place, unsent, early, deflate } => match self.flush(&unsent).await {
                     Ok(()) => {
-                        return open(self.client, place, early);
+                        return open(self.client, place, early, deflate);
                     }
                     Err(end) => Step::Gone(end),
                 },
@@ -324,12 +327,12 @@ impl Connection {
         let table = Rc::clone(&self.table);
         match decide(&table, head, || self.peer()) {
             Decision::Refuse { refusal, route_index } => self.refuse(refusal, route_index, head.is_head()),
-            Decision::Open { place, answer } => {
+            Decision::Open { place, answer, deflate } => {
                 self.count_accepted(place);
                 match self.send(answer) {
                     Ok(unsent) => {
                         let early = if rest.is_empty() { None } else { Some(rest.into()) };
-                        Step::Open { place: Rc::clone(place), unsent, early }
+                        Step::Open { place: Rc::clone(place), unsent, early, deflate }
                     }
                     Err(Gone) => Step::Gone(End::ClientGone),
                 }
@@ -535,6 +538,6 @@ impl Drop for Waiting {
 }
 
 /// The open connection, a task of its own.
-fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>) {
-    Messages::new(client, place, early).spawn();
+fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>, deflate: Option<Terms>) {
+    Messages::new(client, place, early, deflate).spawn();
 }

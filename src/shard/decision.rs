@@ -7,6 +7,7 @@ use super::table::Table;
 use crate::config::Service;
 use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::RequestHead;
+use crate::protocol::websocket::deflate::Terms;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
 use crate::route::policy;
 use crate::service::opening::{Asking, Question};
@@ -17,8 +18,8 @@ use crate::service::{Phase, Place, retry_after_s};
 pub(super) enum Decision<'t> {
     /// It is refused, on this route if it has one.
     Refuse { refusal: Refusal, route_index: Option<usize> },
-    /// It opens a WebSocket that is spoken here; `answer` is the head of the 101.
-    Open { place: &'t Rc<Place>, answer: Vec<u8> },
+    /// It opens a WebSocket that is spoken here; `answer` is the head of the 101, with what it says about compression.
+    Open { place: &'t Rc<Place>, answer: Vec<u8>, deflate: Option<Terms> },
     /// It opens a WebSocket to an upstream, which is asked first.
     Ask { place: &'t Rc<Place>, asking: Box<Asking> },
     /// It is for an HTTP service.
@@ -81,25 +82,26 @@ fn accept<'t>(
     if !policy::allows_origin(&route.origins, opening.origin(), table.same_origin(head)) {
         return Decision::refuse(Refusal::OriginNotAllowed, Some(place.route_index));
     }
-    let answer = || {
+    let deflate = place.deflate_policy().and_then(|policy| opening.agree_on_deflate(policy));
+    let answer = |deflate| {
         let mut answer = Vec::with_capacity(256);
         let subprotocol = opening.select_subprotocol(&route.subprotocols);
-        handshake::write_accept(&mut answer, opening.key(), subprotocol);
+        handshake::write_accept(&mut answer, opening.key(), subprotocol, deflate);
         answer
     };
     let Some(upstreams) = &place.upstreams else {
-        return Decision::Open { place, answer: answer() };
+        return Decision::Open { place, answer: answer(deflate), deflate };
     };
     let Some(peer) = peer() else {
         return Decision::ClientGone;
     };
     let sender = table.sender(place, head, peer);
     let question = if place.service == Service::Tcp {
-        Question::Nothing { answer: answer() }
+        Question::Nothing { answer: answer(None) }
     } else {
         let request = table.pass(place, head, sender, |passage, out| passage.write(head, out).map(drop));
         match request {
-            Ok(request) => Question::Head { request, offer: opening.offer() },
+            Ok(request) => Question::Head { request, offer: opening.offer(), deflate },
             Err(refusal) => return Decision::refuse(refusal, Some(place.route_index)),
         }
     };

@@ -57,7 +57,7 @@ impl Table {
                 kept: Rc::clone(&behind.kept),
             });
             let limits = config.limits(port_index, route_index);
-            Place::new(Rc::clone(&port), route_index, route.service, &limits, upstreams)
+            Place::new(Rc::clone(&port), (route_index, route), &limits, upstreams)
         });
         Rc::new(Self {
             places: places.collect(),

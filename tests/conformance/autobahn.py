@@ -96,7 +96,7 @@ def test_a_relay_changes_no_verdict(tmp_path):
         assert not {case: (was, now) for case, was in direct.items() if (now := relayed[case]) != was}, driver
 
 
-def fuzz(url, agent, folder: Path):
+def fuzz(url, agent, folder: Path, cases=("*",), excluded=EXCLUDED, timeout_s=280):
     """Runs the fuzzing client and returns its report of each case."""
     specification = folder / "fuzzingclient.json"
     specification.write_text(
@@ -104,14 +104,14 @@ def fuzz(url, agent, folder: Path):
             {
                 "outdir": str(folder),
                 "servers": [{"agent": agent, "url": url}],
-                "cases": ["*"],
-                "exclude-cases": EXCLUDED,
+                "cases": list(cases),
+                "exclude-cases": excluded,
                 "exclude-agent-cases": {},
             }
         )
     )
     command = [WSTEST, "--mode", "fuzzingclient", "--spec", str(specification)]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     reports = json.loads((folder / "index.json").read_text())[agent]
     return {case: {key: report[key] for key in VERDICT} for case, report in reports.items()}

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use super::super::deflate::DeflateMode;
 use super::super::fault::Problem;
 use super::super::file::{self, Item, Reader, Section};
 use super::super::pattern::{HostPattern, PathPattern, PortSet};
 use super::super::{NO_ROUTE, Origins, Route, Service};
 use super::networks::networks;
 use super::ports::{PORT_NUMBER, WrittenPort, port_number};
-use super::{Tables, limits_of, list, name, origins, relay, web};
+use super::{Tables, deflate, limits_of, list, name, origins, relay, web};
 use crate::protocol::http::list::is_token_byte;
 
 const TABLES: Tables = Tables {
@@ -116,6 +117,10 @@ fn route<'t>(
     {
         reader.fault::<()>(&item, Problem::TakesNoWebSocket);
     }
+    let deflate = match (service, websocket) {
+        (Some(service), Some(websocket)) => deflate::deflate(reader, section, service, websocket),
+        _ => None,
+    };
     let (relay, trusted) = match service {
         Some(service) if service.is_relay() => {
             let relay = relay::relay(reader, section, service, path.as_ref(), ports, base);
@@ -168,6 +173,7 @@ fn route<'t>(
         origins: origins?,
         subprotocols: subprotocols?,
         websocket: websocket?,
+        deflate: Some(deflate?).filter(|deflate| deflate.mode != DeflateMode::Off),
         relay: match relay {
             Some(relay) => Some(relay?),
             None => None,

@@ -226,8 +226,28 @@ const CASES: &[(&str, &str)] = &[
         r#"3:11: route[0].service: there is no "Echo" here. Did you mean "echo"?"#,
     ),
     (
-        "[[route]]\npath = \"/\"\nservice = \"echo\"\ndeflate = true\n",
-        "4:1: route[0].deflate: this version has no such key yet. Remove it: it would have no effect.",
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = true\n",
+        "4:1: route[0].auth: this version has no such key yet. Remove it: it would have no effect.",
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"page\"\ndeflate = true\n",
+        r#"4:11: route[0].deflate: the service "page" has no use for it. Remove it."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"http\"\nupstreams = [\"http://a\"]\ndeflate = true\n",
+        r"5:11: route[0].deflate: it is about opening handshakes, and the route takes none. Add websocket = true, or remove it.",
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\ndeflate = \"shared\"\n",
+        r#"4:11: route[0].deflate: this is a string, and has to be true, false, or a table such as { mode = "shared" }. Write true, false, or a table such as { mode = "shared" }."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\ndeflate = { mode = \"on\" }\n",
+        r#"4:20: route[0].deflate.mode: there is no "on" here. Write one of "off", "shared" and "dedicated"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\ndeflate = { mode = \"dedicated\", window_bits = 8 }\n",
+        "4:47: route[0].deflate.window_bits: 8 is out of range. Write 9 to 15. A window has 512 bytes to 32 KiB (RFC 7692 section 7.1.2; zlib has none of 8 bits).",
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"echo\"\nname = \"\"\n",

@@ -176,7 +176,7 @@ async fn a_websocket_check_shakes_hands_and_closes_as_it_ought_to() {
         assert_eq!(head.path(), "/chat");
         let Ok(Request::Opening(opening)) = judge(&head) else { panic!("no opening handshake") };
         let mut accept = Vec::new();
-        write_accept(&mut accept, opening.key(), None);
+        write_accept(&mut accept, opening.key(), None, None);
         stream.write_all(&accept).await.unwrap();
         let mut farewell = Vec::new();
         while farewell.len() < 8 {
@@ -205,7 +205,7 @@ async fn a_websocket_server_that_takes_its_time_to_leave_is_good_and_keeps_the_p
         let head = RequestHead::parse(request.as_bytes(), &mut storage).unwrap();
         let Ok(Request::Opening(opening)) = judge(&head) else { panic!("no opening handshake") };
         let mut accept = Vec::new();
-        write_accept(&mut accept, opening.key(), None);
+        write_accept(&mut accept, opening.key(), None, None);
         stream.write_all(&accept).await.unwrap();
         stream
     };

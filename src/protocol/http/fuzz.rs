@@ -196,7 +196,7 @@ fn judge_head(head: &[u8]) -> Result<(), Refusal> {
     assert!(opening.subprotocols().count() <= handshake::SUBPROTOCOL_COUNT_MAX);
     assert!(opening.extensions().all(<[u8]>::is_ascii));
     let mut out = Vec::new();
-    handshake::write_accept(&mut out, opening.key(), opening.subprotocols().next());
+    handshake::write_accept(&mut out, opening.key(), opening.subprotocols().next(), None);
     assert_eq!(HeadScan::new(usize::MAX, 4).scan(&out), Ok(Some(out.len())));
     Ok(())
 }

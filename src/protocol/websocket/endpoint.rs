@@ -35,13 +35,16 @@ pub enum Event {
         kind: MessageKind,
         /// All its fragments together.
         payload: Payload,
+        /// Whether they are compressed (RFC 7692). Then they have been held against the limits as they came, and nothing
+        /// is known of what they come to; nor is text checked.
+        is_compressed: bool,
     },
     /// A Ping, to be answered with a Pong of the same payload.
     Ping(Payload),
     /// A Pong, asked for or not.
     Pong(Payload),
-    /// A Close: the peer sends nothing more.
-    Close(Option<CloseCode>),
+    /// A Close, by its code and its whole payload: the peer sends nothing more.
+    Close(Option<CloseCode>, Payload),
 }
 
 /// The state of one side between reads.
@@ -81,6 +84,7 @@ struct PartialFrame {
 #[derive(Debug)]
 struct PartialMessage {
     kind: MessageKind,
+    is_compressed: bool,
     /// Room for a reply's header, then the payload so far. It grows with the bytes that arrive, never with those
     /// that a header claims.
     bytes: Vec<u8>,
@@ -105,6 +109,12 @@ impl Endpoint {
     /// Bytes of memory that it holds between reads: in proportion to what has arrived of what is unfinished.
     pub fn held_size(&self) -> usize {
         self.carried.capacity() + self.message.as_ref().map_or(0, |message| message.bytes.capacity())
+    }
+
+    /// What has come of a compressed message that is unfinished.
+    pub fn unfinished_compressed(&self) -> Option<&[u8]> {
+        let message = self.message.as_ref().filter(|message| message.is_compressed)?;
+        Some(&message.bytes[SERVER_HEADER_SIZE_MAX..])
     }
 
     /// Takes note that this side has sent a Close: from now on messages and pings are discarded, and only the peer's
@@ -188,10 +198,14 @@ impl Endpoint {
         };
         if whole && header.fin && header.opcode != Opcode::Continuation && self.closing == Closing::Open {
             let payload = unmask_in_place(&header, header_size, rules, exchange);
-            if kind == MessageKind::Text && utf8::validate(exchange.payload(&payload)).is_none() {
+            let is_compressed = header.is_compressed;
+            if kind == MessageKind::Text
+                && !is_compressed
+                && utf8::validate(exchange.payload(&payload)).is_none()
+            {
                 return Err(Violation::InvalidUtf8);
             }
-            return Ok(Some(Event::Message { kind, payload }));
+            return Ok(Some(Event::Message { kind, payload, is_compressed }));
         }
         exchange.consumed += header_size;
         self.begin_payload(header, rules, exchange)
@@ -259,8 +273,12 @@ impl Endpoint {
     ) -> Result<Option<Event>, Violation> {
         if self.closing == Closing::Open && header.opcode != Opcode::Continuation {
             let kind = if header.opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary };
-            let bytes = vec![0; SERVER_HEADER_SIZE_MAX];
-            self.message = Some(PartialMessage { kind, bytes, utf8: Utf8Check::default() });
+            self.message = Some(PartialMessage {
+                kind,
+                is_compressed: header.is_compressed,
+                bytes: vec![0; SERVER_HEADER_SIZE_MAX],
+                utf8: Utf8Check::default(),
+            });
         }
         self.continue_frame(PartialFrame { header, arrived: 0 }, rules, exchange)
     }
@@ -280,7 +298,7 @@ impl Endpoint {
             if let Some(key) = frame.header.mask {
                 mask::apply_with(rules.masker, piece, key, frame.arrived);
             }
-            if message.kind == MessageKind::Text {
+            if message.kind == MessageKind::Text && !message.is_compressed {
                 message.utf8.push(piece).map_err(|_| Violation::InvalidUtf8)?;
             }
             message.bytes.extend_from_slice(piece);
@@ -297,11 +315,12 @@ impl Endpoint {
         }
         // Without a message the endpoint has sent its Close, and what arrives is discarded.
         let Some(message) = self.message.take() else { return Ok(None) };
-        if message.kind == MessageKind::Text {
+        let PartialMessage { kind, is_compressed, .. } = message;
+        if kind == MessageKind::Text && !is_compressed {
             message.utf8.finish().map_err(|_| Violation::InvalidUtf8)?;
         }
         let payload = Payload::Collected(Collected::new(message.bytes, SERVER_HEADER_SIZE_MAX));
-        Ok(Some(Event::Message { kind: message.kind, payload }))
+        Ok(Some(Event::Message { kind, payload, is_compressed }))
     }
 
     #[inline]
@@ -315,7 +334,7 @@ impl Endpoint {
             Opcode::Close => {
                 let close = ClosePayload::parse(exchange.payload(&payload))?;
                 self.closing = Closing::Received;
-                Ok(Some(Event::Close(close.code)))
+                Ok(Some(Event::Close(close.code, payload)))
             }
             // RFC 6455 section 5.5.1: nothing is sent after a Close, so there is nobody to ask for a Pong.
             _ if self.closing == Closing::Sent => Ok(None),
@@ -376,7 +395,7 @@ mod tests {
             loop {
                 match endpoint.receive(rules, &mut exchange) {
                     Ok(None) => break,
-                    Ok(Some(Event::Message { kind, payload })) => {
+                    Ok(Some(Event::Message { kind, payload, .. })) => {
                         record.events.push((kind.opcode(), exchange.payload(&payload).to_vec()));
                         exchange.reply(kind.opcode(), payload);
                     }
@@ -387,7 +406,7 @@ mod tests {
                     Ok(Some(Event::Pong(payload))) => {
                         record.events.push((Opcode::Pong, exchange.payload(&payload).to_vec()));
                     }
-                    Ok(Some(Event::Close(code))) => {
+                    Ok(Some(Event::Close(code, _))) => {
                         let code_bytes = code.map_or(Vec::new(), |code| code.get().to_be_bytes().to_vec());
                         record.events.push((Opcode::Close, code_bytes));
                         exchange.reply_close(code, "");
@@ -478,10 +497,10 @@ mod tests {
         let mut exchange = Exchange::new(&mut bytes);
         while let Some(event) = endpoint.receive(&RULES, &mut exchange).expect("no rule is broken") {
             match event {
-                Event::Message { kind, payload } => exchange.reply(kind.opcode(), payload),
+                Event::Message { kind, payload, .. } => exchange.reply(kind.opcode(), payload),
                 Event::Ping(payload) => exchange.reply(Opcode::Pong, payload),
                 Event::Pong(_) => {}
-                Event::Close(code) => exchange.reply_close(code, ""),
+                Event::Close(code, _) => exchange.reply_close(code, ""),
             }
         }
         let outgoing = exchange.finish();
@@ -514,7 +533,7 @@ mod tests {
         endpoint.close_sent();
         let mut exchange = Exchange::new(&mut bytes);
         let event = endpoint.receive(&RULES, &mut exchange);
-        assert_eq!(event, Ok(Some(Event::Close(Some(CloseCode::GOING_AWAY)))));
+        assert!(matches!(event, Ok(Some(Event::Close(Some(CloseCode::GOING_AWAY), _)))));
         assert_eq!(endpoint.receive(&RULES, &mut exchange), Ok(None));
     }
 
@@ -531,9 +550,8 @@ mod tests {
             assert_eq!(endpoint.receive(&RULES, &mut Exchange::new(&mut before)), Ok(None));
             endpoint.close_sent();
             let event = endpoint.receive(&RULES, &mut Exchange::new(&mut after));
-            assert_eq!(
-                event,
-                Ok(Some(Event::Close(Some(CloseCode::GOING_AWAY)))),
+            assert!(
+                matches!(event, Ok(Some(Event::Close(Some(CloseCode::GOING_AWAY), _)))),
                 "closed after {first} bytes"
             );
         }

@@ -109,6 +109,14 @@ impl<'b> Exchange<'b> {
         }
     }
 
+    /// Replies with one whole, unmasked frame of a payload that lies elsewhere, compressed or not (RFC 7692).
+    pub fn reply_with(&mut self, opcode: Opcode, is_compressed: bool, payload: &[u8]) {
+        let header = self.count_frame(opcode, is_compressed, payload.len());
+        append_header(&mut self.spill, &header);
+        self.spill.extend_from_slice(payload);
+        self.settle_spill();
+    }
+
     /// Replies with a Close frame, the last that this side sends.
     pub fn reply_close(&mut self, code: Option<CloseCode>, reason: &str) {
         debug_assert!(reason.len() <= REASON_SIZE_MAX);
@@ -171,7 +179,13 @@ impl<'b> Exchange<'b> {
 
     #[inline]
     fn count_reply(&mut self, opcode: Opcode, payload_size: usize) -> Header {
-        let header = Header { fin: true, opcode, mask: None, payload_size: payload_size as u64 };
+        self.count_frame(opcode, false, payload_size)
+    }
+
+    #[inline]
+    fn count_frame(&mut self, opcode: Opcode, is_compressed: bool, payload_size: usize) -> Header {
+        let payload_size = payload_size as u64;
+        let header = Header { fin: true, opcode, is_compressed, mask: None, payload_size };
         self.replied.count(&header);
         header
     }

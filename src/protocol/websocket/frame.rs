@@ -105,6 +105,8 @@ pub struct Header {
     pub fin: bool,
     /// What the frame is.
     pub opcode: Opcode,
+    /// Whether it begins a compressed message (RFC 7692 section 6): its first reserved bit.
+    pub is_compressed: bool,
     /// The masking key, which a client's frames have and a server's have not.
     pub mask: Option<MaskingKey>,
     /// The payload's length in bytes.
@@ -126,6 +128,7 @@ impl Header {
             };
         };
         let (fin, opcode) = Self::parse_first(*first, rules)?;
+        let is_compressed = first & RSV1 != 0;
         match (rules.role, second & MASK != 0) {
             (Role::Server, false) => return Err(Violation::Unmasked),
             (Role::Client, true) => return Err(Violation::Masked),
@@ -164,7 +167,7 @@ impl Header {
                 None => return Ok(None),
             },
         };
-        Ok(Some((Self { fin, opcode, mask, payload_size }, bytes.len() - rest.len())))
+        Ok(Some((Self { fin, opcode, is_compressed, mask, payload_size }, bytes.len() - rest.len())))
     }
 
     /// Writes the header to the start of `out` and returns its size.
@@ -173,7 +176,8 @@ impl Header {
     /// If `out` is shorter than the header, see [`Self::size`].
     #[inline]
     pub fn write(&self, out: &mut [u8]) -> usize {
-        out[0] = self.opcode as u8 | if self.fin { FIN } else { 0 };
+        let rsv1 = if self.is_compressed { RSV1 } else { 0 };
+        out[0] = self.opcode as u8 | rsv1 | if self.fin { FIN } else { 0 };
         let mask_bit = if self.mask.is_some() { MASK } else { 0 };
         let length_end = match self.payload_size {
             size @ ..126 => {
@@ -273,7 +277,7 @@ impl Sequence {
 
 /// Appends a whole frame to `out`; a client passes the masking key that hides the payload.
 pub fn append(out: &mut Vec<u8>, opcode: Opcode, fin: bool, payload: &[u8], mask: Option<MaskingKey>) {
-    let header = Header { fin, opcode, mask, payload_size: payload.len() as u64 };
+    let header = Header { fin, opcode, is_compressed: false, mask, payload_size: payload.len() as u64 };
     let mut bytes = [0; HEADER_SIZE_MAX];
     let header_size = header.write(&mut bytes);
     out.extend_from_slice(&bytes[..header_size]);
@@ -344,7 +348,7 @@ mod tests {
             for (rules, mask) in [(SERVER, Some([1, 2, 3, 4])), (CLIENT, None)] {
                 for opcode in [Opcode::Continuation, Opcode::Text, Opcode::Binary] {
                     for fin in [false, true] {
-                        let header = Header { fin, opcode, mask, payload_size };
+                        let header = Header { fin, opcode, is_compressed: false, mask, payload_size };
                         let mut bytes = [0; HEADER_SIZE_MAX];
                         let size = header.write(&mut bytes);
                         assert_eq!(size, header.size());
@@ -407,7 +411,13 @@ mod tests {
 
     #[test]
     fn control_frames_may_come_between_fragments() {
-        let frame = |opcode, fin, payload_size| Header { fin, opcode, mask: None, payload_size };
+        let frame = |opcode, fin, payload_size| Header {
+            fin,
+            opcode,
+            is_compressed: false,
+            mask: None,
+            payload_size,
+        };
         let mut sequence = Sequence::default();
         assert_eq!(sequence.admit(&frame(Opcode::Text, false, 3), &SERVER), Ok(None));
         assert_eq!(sequence.admit(&frame(Opcode::Ping, true, 3), &SERVER), Ok(None));
@@ -445,7 +455,13 @@ mod tests {
     #[test]
     fn fragments_are_limited_together() {
         let rules = Rules { message_size_max: 10, ..SERVER };
-        let frame = |opcode, payload_size| Header { fin: false, opcode, mask: None, payload_size };
+        let frame = |opcode, payload_size| Header {
+            fin: false,
+            opcode,
+            is_compressed: false,
+            mask: None,
+            payload_size,
+        };
         let mut sequence = Sequence::default();
         assert_eq!(sequence.admit(&frame(Opcode::Binary, 6), &rules), Ok(None));
         assert_eq!(

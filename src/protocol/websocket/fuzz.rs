@@ -120,7 +120,8 @@ pub fn fuzz_close_payload(data: &[u8]) {
     let heard = Endpoint::new().receive(&rules, &mut exchange);
     let end = match outcome {
         Ok(close) => {
-            assert_eq!(heard, Ok(Some(Event::Close(close.code))));
+            let Ok(Some(Event::Close(code, payload))) = heard else { panic!("{heard:?} is no Close") };
+            assert_eq!((code, exchange.payload(&payload)), (close.code, data));
             exchange.reply_close(close.code, close.reason);
             let outgoing = exchange.finish();
             let mut plain = Vec::new();
@@ -266,7 +267,7 @@ impl Heard {
     /// Takes note of an event, and replies to it.
     fn answer(&mut self, event: Event, exchange: &mut Exchange<'_>, said: &mut Self, has_closed: bool) {
         match event {
-            Event::Message { kind, payload } => {
+            Event::Message { kind, payload, .. } => {
                 let bytes = exchange.payload(&payload).to_vec();
                 said.events.push((kind.opcode(), bytes.clone()));
                 self.events.push((kind.opcode(), bytes));
@@ -281,7 +282,7 @@ impl Heard {
             Event::Pong(payload) => {
                 self.events.push((Opcode::Pong, exchange.payload(&payload).to_vec()));
             }
-            Event::Close(code) => {
+            Event::Close(code, _) => {
                 let bytes = code.map_or_else(Vec::new, |code| code.get().to_be_bytes().to_vec());
                 if !has_closed {
                     said.events.push((Opcode::Close, bytes.clone()));
@@ -462,10 +463,12 @@ fn header_plainly(bytes: &[u8], rules: &Rules) -> Result<Option<(Header, usize)>
     }
 
     if !is_masked {
-        return Ok(Some((Header { fin, opcode, mask: None, payload_size }, key_at)));
+        return Ok(Some((Header { fin, opcode, is_compressed: false, mask: None, payload_size }, key_at)));
     }
     let key = bytes[key_at..].first_chunk();
-    Ok(key.map(|key| (Header { fin, opcode, mask: Some(*key), payload_size }, key_at + 4)))
+    Ok(key.map(|key| {
+        (Header { fin, opcode, is_compressed: false, mask: Some(*key), payload_size }, key_at + 4)
+    }))
 }
 
 /// Adds what one read counted to the sum of all.

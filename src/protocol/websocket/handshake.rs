@@ -6,6 +6,7 @@ pub mod upstream;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha1::{Digest as _, Sha1};
 
+use super::deflate::{Policy, Terms};
 use crate::protocol::http::{
     Field, list,
     refusal::{BadRequest, Refusal},
@@ -136,6 +137,11 @@ impl<'h> Opening<'h> {
         list::values(self.fields, EXTENSIONS_FIELD)
     }
 
+    /// What is agreed on compression with this client (RFC 7692), where the route is willing to.
+    pub fn agree_on_deflate(&self, policy: Policy) -> Option<Terms> {
+        Terms::agree(self.extensions(), policy)
+    }
+
     /// What an upstream's answer is judged by.
     pub fn offer(&self) -> Offer {
         let list = |name| list::values(self.fields, name).collect::<Vec<_>>().join(&b", "[..]);
@@ -160,8 +166,9 @@ pub fn accept_key(key: &[u8]) -> [u8; 28] {
     base64(&Sha1::new().chain_update(key).chain_update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize())
 }
 
-/// Appends the 101 that accepts a key, with the subprotocol that was chosen. Frames follow at once.
-pub fn write_accept(out: &mut Vec<u8>, key: &[u8], subprotocol: Option<&str>) {
+/// Appends the 101 that accepts a key, with the subprotocol that was chosen and what was agreed on compression. Frames
+/// follow at once.
+pub fn write_accept(out: &mut Vec<u8>, key: &[u8], subprotocol: Option<&str>, deflate: Option<Terms>) {
     out.extend_from_slice(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
     );
@@ -169,6 +176,9 @@ pub fn write_accept(out: &mut Vec<u8>, key: &[u8], subprotocol: Option<&str>) {
     out.extend_from_slice(b"\r\n");
     if let Some(subprotocol) = subprotocol {
         response::append_field(out, "Sec-WebSocket-Protocol", subprotocol);
+    }
+    if let Some(terms) = deflate {
+        terms.write_field(out);
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -350,8 +360,8 @@ mod tests {
     fn the_accept_key_is_that_of_the_rfc() {
         assert_eq!(accept_key(KEY.as_bytes()), ACCEPT.as_bytes());
         let mut out = b"before".to_vec();
-        write_accept(&mut out, KEY.as_bytes(), None);
-        write_accept(&mut out, KEY.as_bytes(), Some("chat.v1"));
+        write_accept(&mut out, KEY.as_bytes(), None, None);
+        write_accept(&mut out, KEY.as_bytes(), Some("chat.v1"), None);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             format!(

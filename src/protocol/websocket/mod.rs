@@ -1,6 +1,7 @@
 //! The WebSocket protocol (RFC 6455) as state machines: bytes in, events out, replies into what is lent.
 
 pub mod close;
+pub mod deflate;
 pub mod endpoint;
 pub mod exchange;
 pub mod frame;

@@ -56,6 +56,8 @@ pub enum Violation {
         /// The limit, in bytes.
         limit: u64,
     },
+    /// A compressed message that does not inflate (RFC 7692 section 7.2.2).
+    InvalidDeflate,
     /// More frames or bytes than the operator allows in a second.
     RateExceeded,
 }
@@ -95,6 +97,8 @@ closed_set! {
         FrameTooBig => "frame_too_big",
         /// See [`Violation::MessageTooBig`].
         MessageTooBig => "message_too_big",
+        /// See [`Violation::InvalidDeflate`].
+        InvalidDeflate => "invalid_deflate",
         /// See [`Violation::RateExceeded`].
         RateExceeded => "rate_exceeded",
     }
@@ -120,6 +124,7 @@ impl Violation {
             Self::CloseReasonInvalidUtf8 => ViolationKind::CloseReasonInvalidUtf8,
             Self::FrameTooBig { .. } => ViolationKind::FrameTooBig,
             Self::MessageTooBig { .. } => ViolationKind::MessageTooBig,
+            Self::InvalidDeflate => ViolationKind::InvalidDeflate,
             Self::RateExceeded => ViolationKind::RateExceeded,
         }
     }
@@ -139,7 +144,9 @@ impl Violation {
             | Self::MessageInterrupted
             | Self::ClosePayloadOneByte
             | Self::CloseCodeInvalid { .. } => CloseCode::PROTOCOL_ERROR,
-            Self::InvalidUtf8 | Self::CloseReasonInvalidUtf8 => CloseCode::INVALID_PAYLOAD,
+            Self::InvalidUtf8 | Self::CloseReasonInvalidUtf8 | Self::InvalidDeflate => {
+                CloseCode::INVALID_PAYLOAD
+            }
             Self::FrameTooBig { .. } | Self::MessageTooBig { .. } => CloseCode::MESSAGE_TOO_BIG,
             Self::RateExceeded => CloseCode::POLICY_VIOLATION,
         }

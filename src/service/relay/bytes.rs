@@ -10,7 +10,7 @@ use crate::protocol::websocket::frame::{Header, Opcode, SERVER_HEADER_SIZE_MAX, 
 impl Relay {
     /// How many bytes of a buffer are left free in front of what `from` sends: for the header that it gets.
     pub(super) fn room(&self, from: Side) -> usize {
-        if self.endpoint.is_some() && from == Side::Upstream { SERVER_HEADER_SIZE_MAX } else { 0 }
+        if self.speaks_bytes() && from == Side::Upstream { SERVER_HEADER_SIZE_MAX } else { 0 }
     }
 
     /// Takes the payload out of the client's messages, and answers its control frames.
@@ -28,7 +28,7 @@ impl Relay {
                 }
                 Ok(Some(Event::Ping(ping))) => exchange.reply(Opcode::Pong, ping),
                 Ok(Some(Event::Pong(_))) => {}
-                Ok(Some(Event::Close(code))) => break Ok(Some(code)),
+                Ok(Some(Event::Close(code, _))) => break Ok(Some(code)),
                 Ok(None) => break Ok(None),
                 Err(violation) => break Err(violation),
             }
@@ -65,7 +65,8 @@ impl Relay {
             return Pass::InPlace(0..0);
         }
         let payload_size = (buffer.len() - room) as u64;
-        let header = Header { fin: true, opcode: Opcode::Binary, mask: None, payload_size };
+        let header =
+            Header { fin: true, opcode: Opcode::Binary, is_compressed: false, mask: None, payload_size };
         let mut tally = Tally::default();
         tally.count(&header);
         let start = room - header.size();

@@ -96,7 +96,7 @@ impl Relay {
             match from {
                 Side::Client => self.decide_end(End::ClientGone),
                 // The end of a byte stream is an end in order.
-                Side::Upstream if self.endpoint.is_some() && !is_reset => {
+                Side::Upstream if self.speaks_bytes() && !is_reset => {
                     self.decide_end(End::Closed);
                     self.close_client(CloseCode::NORMAL, b"");
                 }
@@ -122,7 +122,7 @@ impl Relay {
     pub(super) fn ask_to_leave(&self, code: CloseCode, end: End) {
         self.decide_end(end);
         self.close_client(code, b"");
-        if self.endpoint.is_none() && !self.up.will_have_closed() && !self.up.is_finished.get() {
+        if !self.speaks_bytes() && !self.up.will_have_closed() && !self.up.is_finished.get() {
             self.up.queue_close(Some(code), b"", Some(self.resources().random.bytes()));
         }
         self.begin_to_end();

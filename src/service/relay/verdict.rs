@@ -20,7 +20,7 @@ impl Relay {
     /// Whether the upstream can be told that the client broke a rule, and the client what the upstream says to that.
     pub(super) fn may_be_heard_out(&self) -> bool {
         let (up, down) = (self.lane(Side::Client), self.lane(Side::Upstream));
-        self.endpoint.is_none()
+        !self.speaks_bytes()
             && !up.will_have_closed()
             && !up.is_finished.get()
             && up.walker.get().is_between_frames()

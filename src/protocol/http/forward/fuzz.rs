@@ -120,7 +120,7 @@ fn pass_response(head: &ResponseHead<'_>) {
     let mut out = Vec::new();
     let framing = match (head.status, ResponseFraming::of(head, false)) {
         (101, _) => {
-            response::write_accepted(head, edits, &mut out);
+            response::write_accepted(head, edits, None, &mut out);
             ResponseFraming::None
         }
         (200..=599, Ok(framing)) => {

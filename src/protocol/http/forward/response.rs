@@ -6,15 +6,20 @@ use crate::protocol::http::{
     body::ResponseFraming,
     response::{ResponseHead, append_checked_field, append_field, append_number_field, append_status_line},
 };
+use crate::protocol::websocket::deflate::Terms;
 
 /// Appends the head of the 101 that the client gets. Frames follow at once.
 ///
 /// `head` is the upstream's, judged to accept the client's handshake. Its fields pass in their order, but for those of
-/// the upstream's connection: what completes the upgrade is written anew.
-pub fn write_accepted(head: &ResponseHead<'_>, edits: Edits<'_>, out: &mut Vec<u8>) {
+/// the upstream's connection: what completes the upgrade is written anew. `deflate` is what was agreed on with the client where
+/// the upstream has agreed on no extension.
+pub fn write_accepted(head: &ResponseHead<'_>, edits: Edits<'_>, deflate: Option<Terms>, out: &mut Vec<u8>) {
     debug_assert_eq!(head.status, 101, "nothing else accepts a handshake");
     append_status_line(out, head.status);
     out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n");
+    if let Some(terms) = deflate {
+        terms.write_field(out);
+    }
     append_fields(out, head, edits);
 }
 
@@ -73,7 +78,7 @@ mod tests {
         let head = ResponseHead::parse(head.as_bytes(), &mut storage).unwrap();
         let mut out = b"before ".to_vec();
         if head.status == 101 {
-            write_accepted(&head, edits, &mut out);
+            write_accepted(&head, edits, None, &mut out);
         } else {
             write_refused(&head, ResponseFraming::of(&head, false).unwrap(), edits, &mut out);
         }

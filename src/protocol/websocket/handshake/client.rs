@@ -247,7 +247,7 @@ mod tests {
     fn a_response_is_verified_when_its_last_byte_has_come() {
         for subprotocol in [None, Some("superchat")] {
             let mut out = Vec::new();
-            write_accept(&mut out, KEY.as_bytes(), subprotocol);
+            write_accept(&mut out, KEY.as_bytes(), subprotocol, None);
             let head_size = out.len();
             for size in 0..head_size {
                 assert_eq!(CLIENT.verify_response(&out[..size]), Ok(None));
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn a_response_that_breaks_a_rule_is_not_verified() {
         let mut out = Vec::new();
-        write_accept(&mut out, KEY.as_bytes(), Some("chat"));
+        write_accept(&mut out, KEY.as_bytes(), Some("chat"), None);
         let good = String::from_utf8(out).unwrap();
         for (from, to, fault) in [
             ("HTTP/1.1 101", "HTTP/1.1 200", ResponseFault::Status { status: 200 }),
