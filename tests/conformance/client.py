@@ -36,6 +36,8 @@ class Frame:
     is_final: bool
     opcode: int
     payload: bytes
+    # RSV1 to RSV3, as three bits.
+    reserved: int = 0
 
 
 def upgrade(path="/echo", *, without=(), **fields):
@@ -153,7 +155,7 @@ class Connection:
                 (size,) = struct.unpack("!H", await self.reader.readexactly(2))
             elif second == 127:
                 (size,) = struct.unpack("!Q", await self.reader.readexactly(8))
-            return Frame(first >= 0x80, first & 0x0F, await self.reader.readexactly(size))
+            return Frame(first >= 0x80, first & 0x0F, await self.reader.readexactly(size), first >> 4 & 7)
 
     async def echo(self, payload, opcode=BINARY):
         """Sends one message and expects it back."""
