@@ -98,6 +98,7 @@ impl Gateway {
         let (config, _) =
             Config::from_toml(&text, Path::new("")).unwrap_or_else(|faults| panic!("{faults:?}"));
         let labels = config.routes.iter().map(|route| RouteLabels {
+            asked: Vec::new(),
             route: route.name.clone(),
             upstreams: route
                 .relay
@@ -120,6 +121,7 @@ impl Gateway {
             upstreams: upstreams.collect(),
             config: Arc::new(config),
             desk: None,
+            keyrings: Vec::new(),
             folders: Vec::new(),
             listeners: vec![Listener {
                 port_index: 0,

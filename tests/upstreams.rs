@@ -538,6 +538,7 @@ impl Gateway {
         let (config, _) =
             Config::from_toml(&text, Path::new("")).unwrap_or_else(|faults| panic!("{faults:?}"));
         let labels = config.routes.iter().map(|route| RouteLabels {
+            asked: Vec::new(),
             route: route.name.clone(),
             upstreams: route
                 .relay
@@ -560,6 +561,7 @@ impl Gateway {
             config: Arc::new(config),
             desk: None,
             folders: Vec::new(),
+            keyrings: Vec::new(),
             listeners: vec![Listener {
                 port_index: 0,
                 number: listeners.address.port(),

@@ -65,7 +65,7 @@ pub(crate) fn scrape(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("scrape");
     for (shard_count, port_count) in [(1, 1), (2, 2), (64, 2), (64, 16)] {
         let ports = (0..port_count).map(|index| format!("{}", 8000 + index)).collect();
-        let routes = vec![RouteLabels { route: "echo".to_owned(), upstreams: Vec::new() }];
+        let routes = vec![RouteLabels { route: "echo".to_owned(), upstreams: Vec::new(), asked: Vec::new() }];
         let metrics = Metrics::new(shard_count, ports, routes, clock::time_of_day());
         for (shard_index, port_index) in
             (0..shard_count).flat_map(|shard| (0..port_count).map(move |port| (shard, port)))

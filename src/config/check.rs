@@ -1,5 +1,6 @@
 //! From the text of a configuration to a `Config`, or to every fault in it.
 
+mod auth;
 mod deflate;
 mod networks;
 mod origins;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use der::DateTime;
 use ipnet::IpNet;
 
+use super::auth::keys::KeyFault;
 use super::certificate::CertificateFault;
 use super::file::{Bounds, Unit};
 use super::path::PathFault;
@@ -177,6 +178,16 @@ pub enum Problem {
     BadRedirectStatus { status: u64 },
     /// A key that is about opening handshakes, of a route that takes none.
     TakesNoWebSocket,
+    /// Two keys of which one is to stand, and none or both do.
+    ExactlyOne { keys: &'static str },
+    /// A key that means nothing without another.
+    OnlyWith { key: &'static str },
+    /// Not a key, or set of keys, of the kind that is wanted.
+    BadKey { name: String, fault: KeyFault },
+    /// Not a URL of http or https.
+    BadUrl { value: String },
+    /// Not a place where a token may stand.
+    BadTokenPlace { value: String },
     /// `websocket = false` of a service that is nothing else.
     AlwaysWebSocket { service: Service },
     /// A key that means nothing to the route's service.
@@ -240,6 +251,12 @@ pub enum Caution {
         /// The page's Origin.
         origin: Origin,
     },
+    /// Tokens may stand in URLs, which are written down in many places.
+    TokenInQuery,
+    /// A browser that offers a token as a subprotocol needs another one that is chosen.
+    NoSubprotocolLeft,
+    /// Keys are fetched without TLS.
+    KeysInTheOpen,
     /// A trusted network is that of all addresses.
     EverybodyTrusted,
     /// No upstream of the route speaks TLS.
@@ -359,6 +376,11 @@ impl fmt::Display for Problem {
             Self::TakesNoWebSocket => {
                 out.write_str("it is about opening handshakes, and the route takes none")
             }
+            Self::ExactlyOne { keys } => write!(out, "exactly one of {keys} has to stand here"),
+            Self::OnlyWith { key } => write!(out, "it means nothing without {key}"),
+            Self::BadKey { name, fault } => write!(out, "{name} is not the key that is wanted: {fault}"),
+            Self::BadUrl { value } => write!(out, "{value:?} is not a URL of http or https"),
+            Self::BadTokenPlace { value } => write!(out, "{value:?} is not a place where a token may stand"),
             Self::AlwaysWebSocket { service } => {
                 write!(out, "the service {:?} answers opening handshakes alone", service.label())
             }
@@ -526,7 +548,21 @@ impl Problem {
             Self::RedirectPathKind => "Write the one path that clients are sent to, such as \"/new\".".into(),
             Self::BadRedirectStatus { .. } => "Write 301, 302, 307 or 308.".into(),
             Self::TakesNoWebSocket => "Add websocket = true, or remove it.".into(),
-            Self::AlwaysWebSocket { .. } | Self::NotForService { .. } => "Remove it.".into(),
+            Self::ExactlyOne { .. } => "Write one of them.".into(),
+            Self::BadKey { fault: KeyFault::SecretTooShort, .. } => {
+                "A good one is made by: head -c 48 /dev/urandom | base64.".into()
+            }
+            Self::BadKey { fault: KeyFault::Private, .. } => {
+                "Write the public key, which is made of it by: openssl pkey -in KEY -pubout.".into()
+            }
+            Self::BadKey { .. } => {
+                "Write \"file:PATH\" of a public key in PEM, of the kind that `algorithm` says.".into()
+            }
+            Self::BadUrl { .. } => "Write, for example, \"https://login.example.com/.well-known/jwks.json\".".into(),
+            Self::BadTokenPlace { .. } => {
+                "Write \"header\", \"cookie:NAME\", \"query:NAME\" or \"subprotocol:PREFIX\".".into()
+            }
+            Self::OnlyWith { .. } | Self::AlwaysWebSocket { .. } | Self::NotForService { .. } => "Remove it.".into(),
             Self::Certificate { fault, .. } => certificate_help(*fault).into(),
             Self::TooMany { reason, .. } => (*reason).into(),
         }
@@ -564,6 +600,13 @@ impl fmt::Display for Caution {
                      cookies ignore ports, Origins do not"
                 )
             }
+            Self::TokenInQuery => out.write_str("a token in a URL is written down by whoever logs that"),
+            Self::NoSubprotocolLeft => {
+                out.write_str("a browser that offers its token as a subprotocol is left without one")
+            }
+            Self::KeysInTheOpen => {
+                out.write_str("keys come without TLS: whoever is on the way can be anybody")
+            }
             Self::EverybodyTrusted => write!(out, "all addresses are trusted, whoever has them"),
             Self::TlsUnused => write!(out, "no upstream of this route speaks TLS"),
             Self::Expired { not_after } => write!(out, "the certificate has expired: {not_after}"),
@@ -594,6 +637,13 @@ impl Caution {
             Self::PortForgotten { origin, .. } => {
                 format!("Add \"{origin}\", or keep the page or this route off the port with `ports`.")
             }
+            Self::TokenInQuery => {
+                "Prefer \"subprotocol:PREFIX\" or \"cookie:NAME\", which browsers can send as well.".into()
+            }
+            Self::NoSubprotocolLeft => {
+                "Write subprotocols = with one that is spoken here: browsers give up where none of theirs is chosen.".into()
+            }
+            Self::KeysInTheOpen => "Write https:// and jwks_ca.".into(),
             Self::EverybodyTrusted => {
                 "Write the networks of the proxies that stand before Ringway: anybody can claim to be another.".into()
             }

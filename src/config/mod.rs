@@ -4,6 +4,7 @@
 //! limits with their reasons. What is in a `Config` needs no second look: a name is a label, a path can be matched, an
 //! index points somewhere.
 
+pub mod auth;
 pub mod blocked_ports;
 pub mod certificate;
 mod check;
@@ -25,6 +26,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
+pub use auth::Auth;
 pub use certificate::PortTls;
 pub use deflate::Deflate;
 pub use fault::{Caution, Fault, NetworkFault, Place, Problem, Warning};
@@ -32,6 +34,7 @@ pub use limits::Limits;
 pub use pattern::{HostPattern, PathPattern, PortSet};
 pub use read::{ReadFault, read};
 pub use secret::{Secret, SecretFault, SecretSource};
+pub use upstream::is_value as is_field_value;
 pub use upstream::{Relay, Upstream, UpstreamAddress};
 pub use web::Redirect;
 
@@ -93,6 +96,17 @@ impl Config {
     /// [`Config::from_toml`] makes the same configuration of it.
     pub fn to_toml(&self) -> String {
         show::show(self)
+    }
+
+    /// What relays: each route by its index, with its name, and behind all of them each route's service that is asked about
+    /// requests, with a name for that. There is `None` where nothing is.
+    pub fn relays(&self) -> impl Iterator<Item = (String, Option<&Relay>)> {
+        let routes = self.routes.iter().map(|route| (route.name.clone(), route.relay.as_ref()));
+        let asked = self.routes.iter().map(|route| {
+            let forward = route.auth.as_ref().and_then(Auth::forward);
+            (format!("{}:auth", route.name), forward.map(|forward| &forward.relay))
+        });
+        routes.chain(asked)
     }
 
     /// Whether clients of the port of this index may speak HTTP/2 inside TLS: a route is there that has use for it.
@@ -194,6 +208,10 @@ pub struct Route {
     pub subprotocols: Vec<String>,
     /// Whether opening handshakes are answered, and `origins` means something.
     pub websocket: bool,
+    /// What a request has to prove; `None` where it is nothing.
+    pub auth: Option<Auth>,
+    /// What of a request goes to no upstream, as it is for that.
+    pub withheld: auth::Withheld,
     /// How messages are compressed between client and gateway; `None` where they are not.
     pub deflate: Option<Deflate>,
     /// How it relays; there exactly where the service relays.
@@ -368,6 +386,7 @@ mod tests {
                 text.push('\n');
             }
             text.replace("file:/etc/ringway/admin-token", "file:token")
+                .replace("file:/etc/ringway/token-secret", "file:secret")
         }
     }
 
@@ -379,14 +398,29 @@ mod tests {
         assert_eq!(config.limits, Limits::DEFAULT);
     }
 
+    /// Runs `test` with a directory that has the files of the examples.
+    fn with_files<T>(test_name: &str, test: impl FnOnce(&Path) -> T) -> T {
+        secret::tests::with_token_file(test_name, |base| {
+            let authority = certificate::fixture::Authority::new(&format!("{test_name}-certificate"));
+            let files = authority.good("edge", &["ws.example.com"]);
+            std::fs::copy(files.certificate.path, base.join("fullchain.pem")).unwrap();
+            std::fs::copy(files.key.path, base.join("privkey.pem")).unwrap();
+            std::fs::copy(authority.directory.join("ca.pem"), base.join("ca.pem")).unwrap();
+            test(base)
+        })
+    }
+
     #[test]
     fn the_defaults_that_the_deployed_file_shows_are_those_of_the_code() {
+        with_files("deployed-defaults", defaults_are_those_of_the_code);
+    }
+
+    fn defaults_are_those_of_the_code(base: &Path) {
         for tables in [false, true] {
             let texts =
                 [false, true].map(|defaults| Uncommented { defaults, tables, examples: false }.text());
             let [(plain, _), (spelled_out, _)] = texts.each_ref().map(|text| {
-                Config::from_toml(text, Path::new(""))
-                    .unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"))
+                Config::from_toml(text, base).unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"))
             });
             assert_eq!(format!("{spelled_out:?}"), format!("{plain:?}"));
             assert_eq!(spelled_out.routes.iter().any(|route| route.relay.is_some()), tables);
@@ -406,12 +440,7 @@ mod tests {
     #[test]
     fn the_deployed_file_explains_every_key_and_its_examples_are_good() {
         let text = Uncommented { defaults: true, tables: true, examples: true }.text();
-        secret::tests::with_token_file("deployed", |base| {
-            let authority = certificate::fixture::Authority::new("deployed-certificate");
-            let files = authority.good("edge", &["ws.example.com"]);
-            std::fs::copy(files.certificate.path, base.join("fullchain.pem")).unwrap();
-            std::fs::copy(files.key.path, base.join("privkey.pem")).unwrap();
-            std::fs::copy(authority.directory.join("ca.pem"), base.join("ca.pem")).unwrap();
+        with_files("deployed", |base| {
             Config::from_toml(&text, base).unwrap_or_else(|faults| panic!("{faults:?} in\n{text}"));
         });
         let root: toml::Table = toml::from_str(&text).unwrap();
@@ -441,6 +470,13 @@ mod tests {
                 "[route.upstream_tls]" => below("route", "upstream_tls"),
                 "[route.health]" => below("route", "health"),
                 "[route.deflate]" => below("route", "deflate"),
+                "[route.auth]" => below("route", "auth"),
+                "[route.auth.jwt]" => {
+                    below("route", "auth").iter().filter_map(|auth| auth.get("jwt")?.as_table()).collect()
+                }
+                "[route.auth.forward]" => {
+                    below("route", "auth").iter().filter_map(|auth| auth.get("forward")?.as_table()).collect()
+                }
                 "[route.redirect]" => below("route", "redirect"),
                 "[route.request_headers]" => below("route", "request_headers"),
                 // They are as those of requests.

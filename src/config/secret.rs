@@ -44,24 +44,7 @@ impl Secret {
         base: &Path,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, SecretFault> {
-        let source = match reference.split_once(':') {
-            Some(("file", path)) if !path.is_empty() => SecretSource::File(PathBuf::from(path)),
-            Some(("env", name)) if !name.is_empty() => SecretSource::Environment(name.to_owned()),
-            _ => return Err(SecretFault::Plain),
-        };
-        let mut value = match &source {
-            SecretSource::File(path) => match read_bounded(&base.join(path)) {
-                Ok(value) => value,
-                Err(cause) => {
-                    return Err(SecretFault::Unreadable { source, cause: cause.kind() });
-                }
-            },
-            SecretSource::Environment(name) => match variable(name) {
-                Some(value) => value.into_bytes(),
-                None => return Err(SecretFault::Unset { source }),
-            },
-        };
-        value.truncate(value.trim_ascii_end().len());
+        let (source, value) = read_from(reference, base, variable)?;
         if !(SIZE_MIN..=SIZE_MAX).contains(&value.len()) {
             return Err(SecretFault::Size { source });
         }
@@ -147,6 +130,35 @@ impl fmt::Display for SecretFault {
     }
 }
 
+/// What `reference` names, as with [`Secret::load`], and where that was read; of whatever size and characters.
+pub(super) fn read(reference: &str, base: &Path) -> Result<(SecretSource, Vec<u8>), SecretFault> {
+    read_from(reference, base, |name| std::env::var(name).ok())
+}
+
+fn read_from(
+    reference: &str,
+    base: &Path,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<(SecretSource, Vec<u8>), SecretFault> {
+    let source = match reference.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => SecretSource::File(PathBuf::from(path)),
+        Some(("env", name)) if !name.is_empty() => SecretSource::Environment(name.to_owned()),
+        _ => return Err(SecretFault::Plain),
+    };
+    let mut value = match &source {
+        SecretSource::File(path) => match read_bounded(&base.join(path)) {
+            Ok(value) => value,
+            Err(cause) => return Err(SecretFault::Unreadable { source, cause: cause.kind() }),
+        },
+        SecretSource::Environment(name) => match variable(name) {
+            Some(value) => value.into_bytes(),
+            None => return Err(SecretFault::Unset { source }),
+        },
+    };
+    value.truncate(value.trim_ascii_end().len());
+    Ok((source, value))
+}
+
 /// The content of the file at `path`, or as much of it as shows that it is too long for a secret.
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
@@ -167,6 +179,7 @@ pub(super) mod tests {
         let directory = std::env::temp_dir().join(format!("ringway-{test_name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("token"), format!("{TOKEN}\r\n")).unwrap();
+        std::fs::write(directory.join("secret"), format!("{TOKEN}{TOKEN}\n")).unwrap();
         let result = test(&directory);
         std::fs::remove_dir_all(&directory).unwrap();
         result

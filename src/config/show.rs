@@ -1,13 +1,15 @@
 //! A configuration in force, written as TOML.
 
 use std::fmt::{self, Write};
+use std::num::NonZeroU32;
 
+use super::auth::{KeySetPlace, KeySource};
 use super::certificate::{CertificateFiles, Version};
 use super::file::Unit;
 use super::limits::{self, Limit, milliseconds};
 use super::upstream::{HealthKind, LIMITS, Relay, UpstreamTls};
 use super::web::Files;
-use super::{Config, Deflate, Origins, Port, PortSet, Redirect, Route, Service, size};
+use super::{Auth, Config, Deflate, Origins, Port, PortSet, Redirect, Route, Service, size};
 
 /// See [`Config::to_toml`].
 pub(super) fn show(config: &Config) -> String {
@@ -122,6 +124,9 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
         write!(out, "deflate = {{ mode = \"{mode}\", level = {level}, ")?;
         writeln!(out, "window_bits = {window_bits}, size_min = {size_min} }}")?;
     }
+    if let Some(auth) = &route.auth {
+        write_auth(out, auth)?;
+    }
     if !route.trusted.is_empty() {
         writeln!(out, "trusted = [{}]", strings(&route.trusted))?;
     }
@@ -135,6 +140,61 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
     match &route.relay {
         Some(relay) => write_relay(out, relay, route.service),
         None => Ok(()),
+    }
+}
+
+/// Writes what a route wants proved.
+fn write_auth(out: &mut String, auth: &Auth) -> fmt::Result {
+    let pairs = |pairs: &[(String, String)]| {
+        let pairs: Vec<String> =
+            pairs.iter().map(|(name, value)| format!("{} = {}", string(name), string(value))).collect();
+        format!("{{ {} }}", pairs.join(", "))
+    };
+    match auth {
+        Auth::Forward(forward) => {
+            let limits = &forward.relay.limits;
+            write!(out, "auth = {{ forward = {{ url = {}, ", string(&forward.url))?;
+            if let Some(tls) = &forward.relay.tls {
+                write!(out, "ca = {}, ", string(&tls.ca.name))?;
+            }
+            if !forward.headers.is_empty() {
+                write!(out, "headers = [{}], ", strings(&forward.headers))?;
+            }
+            let concurrent_max = limits.connections_max.map_or(0, NonZeroU32::get);
+            write!(out, "timeout_ms = {}, ", milliseconds(limits.response_timeout))?;
+            writeln!(out, "concurrent_max = {concurrent_max} }} }}")
+        }
+        Auth::Jwt(jwt) => {
+            write!(out, "auth = {{ jwt = {{ ")?;
+            match &jwt.keys {
+                KeySource::Key { source, algorithm, .. } => {
+                    write!(out, "key = {}, algorithm = \"{algorithm}\", ", string(&source.to_string()))?;
+                }
+                KeySource::Set(set) => {
+                    write!(out, "jwks = {}, ", string(&set.name))?;
+                    write!(out, "jwks_refresh_interval_ms = {}, ", milliseconds(set.refresh_interval))?;
+                    if let KeySetPlace::Url { ca: Some((ca, _)), .. } = &set.place {
+                        write!(out, "jwks_ca = {}, ", string(&ca.name))?;
+                    }
+                }
+            }
+            if let Some(issuer) = &jwt.issuer {
+                write!(out, "issuer = {}, ", string(issuer))?;
+            }
+            if !jwt.audience.is_empty() {
+                write!(out, "audience = [{}], ", strings(&jwt.audience))?;
+            }
+            if !jwt.claims.is_empty() {
+                write!(out, "claims = {}, ", pairs(&jwt.claims))?;
+            }
+            if !jwt.headers.is_empty() {
+                write!(out, "headers = {}, ", pairs(&jwt.headers))?;
+            }
+            if let Some(code) = jwt.expiry_close_code {
+                write!(out, "expiry_close_code = {}, ", code.get())?;
+            }
+            writeln!(out, "from = [{}], leeway_ms = {} }} }}", strings(&jwt.from), milliseconds(jwt.leeway))
+        }
     }
 }
 
@@ -301,6 +361,24 @@ mod tests {
             path = "/y"
             service = "echo"
             deflate = true
+            [route.auth.jwt]
+            jwks = "http://127.0.0.1:8080/jwks.json?a=b"
+            jwks_refresh_interval_ms = 5000
+            from = ["cookie:session", "subprotocol:bearer.", "query:token", "header"]
+            issuer = "https://login.example.com/"
+            audience = ["chat", "mail"]
+            leeway_ms = 0
+            claims = { role = "admin", "a.b" = "c" }
+            headers = { X-User = "sub" }
+            expiry_close_code = 3000
+            [[route]]
+            path = "/asked"
+            service = "echo"
+            auth = { forward = { url = "http://127.0.0.1:4181/verify", timeout_ms = 7, concurrent_max = 8, headers = ["X-User"] } }
+            [[route]]
+            path = "/key"
+            service = "echo"
+            auth = { jwt = { key = "file:secret", algorithm = "HS256" } }
             [[route]]
             path = "/z"
             service = "echo"

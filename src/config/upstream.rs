@@ -16,7 +16,7 @@ use super::certificate::NamedFile;
 use super::pattern::{HostFault, check_name};
 use super::{PathPattern, Service};
 use crate::protocol::http::list::is_token;
-pub(super) use headers::is_value;
+pub use headers::is_value;
 pub use headers::{FieldFault, HeaderEdits};
 pub use limits::UpstreamLimits;
 pub(super) use limits::{KEYS as LIMIT_KEYS, TABLE as LIMITS};
@@ -101,6 +101,17 @@ impl Upstream {
             _ => return Err(UpstreamFault::Scheme),
         };
         Ok(Self { name: text.to_owned(), address, is_tls: matches!(scheme, "wss" | "https") })
+    }
+
+    /// What a request to it says in `Host`.
+    pub fn authority(&self) -> String {
+        let usual_port = if self.is_tls { 443 } else { 80 };
+        match &self.address {
+            UpstreamAddress::Socket(address) => address.to_string(),
+            UpstreamAddress::Name { host, port } if *port == usual_port => host.clone(),
+            UpstreamAddress::Name { host, port } => format!("{host}:{port}"),
+            UpstreamAddress::Unix(_) => "localhost".to_owned(),
+        }
     }
 
     /// The name that its certificate has to be for, unless another one was written.

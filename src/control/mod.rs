@@ -6,6 +6,7 @@ pub mod admin;
 mod certificates;
 mod folders;
 mod health;
+mod key_sets;
 mod names;
 mod shards;
 
@@ -25,7 +26,8 @@ use tokio::time::{Instant, sleep};
 use self::admin::{AdminState, Phase, PortFacts};
 use self::certificates::PortTls;
 use self::shards::{Event, Shards};
-use crate::config::{Admin, Config, Port, Route};
+use crate::config::auth::Forward;
+use crate::config::{Admin, Auth, Config, Port, Relay, Route};
 use crate::metrics::{Metrics, RouteLabels};
 use crate::net::driver::{Driver, NoRing};
 use crate::net::listen::{self, Listeners};
@@ -200,8 +202,7 @@ impl Gateway {
         metrics.set_certificates(certificates::expiries(&tls));
         let ports = config.ports.iter().zip(&listeners).zip(&tls);
         let ports = ports.map(|((port, listeners), tls)| facts(port, listeners.as_ref(), tls.clone()));
-        let groups: Vec<Option<Arc<Group>>> =
-            config.routes.iter().enumerate().map(|(index, route)| group(index, route, &metrics)).collect();
+        let groups = groups(&config, &metrics);
         let (phase, phases) = watch::channel(Phase::Starting);
         let state = Arc::new(AdminState {
             metrics: Arc::clone(&metrics),
@@ -216,7 +217,15 @@ impl Gateway {
         let mut tasks = watch_upstreams(&config, &groups).await;
         certificates::watch(&tls, &metrics, signals.hang_ups(), &mut tasks);
         let folders = folders::open(&config)?;
-        let parts = shards::Parts { config: &config, metrics: &metrics, groups: &groups, tls: &tls, folders };
+        let keyrings = key_sets::watch(&config, &metrics, &mut tasks).await;
+        let parts = shards::Parts {
+            config: &config,
+            metrics: &metrics,
+            groups: &groups,
+            tls: &tls,
+            folders,
+            keyrings: &keyrings,
+        };
         let mut shards = Shards::spawn(parts, listeners, shard_count, connections_max)?;
         let started = shards.started().await;
         let started = match started {
@@ -423,12 +432,20 @@ fn route_labels(route: &Route) -> RouteLabels {
     RouteLabels {
         route: route.name.clone(),
         upstreams: upstreams.map(|upstream| upstream.name.clone()).collect(),
+        asked: route.auth.iter().filter_map(Auth::forward).map(asked_label).collect(),
     }
 }
 
-/// The upstreams of a route, where it relays.
-fn group(index: usize, route: &Route, metrics: &Metrics) -> Option<Arc<Group>> {
-    route.relay.as_ref().map(|relay| Group::new(&route.name, relay, metrics.upstream_states(index)))
+fn asked_label(forward: &Forward) -> String {
+    forward.relay.upstreams[0].name.clone()
+}
+
+/// The upstreams of each that relays, in the order of [`Config::relays`].
+fn groups(config: &Config, metrics: &Metrics) -> Vec<Option<Arc<Group>>> {
+    let group = |(index, (name, relay)): (usize, (String, Option<&Relay>))| {
+        relay.map(|relay| Group::new(&name, relay, metrics.upstream_states(index)))
+    };
+    config.relays().enumerate().map(group).collect()
 }
 
 /// Resolves the names of upstreams, and begins to watch over all of them.

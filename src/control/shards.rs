@@ -12,6 +12,7 @@ use super::folders::Folders;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::listen::Listeners;
+use crate::route::auth::Keyring;
 use crate::service::admission::Admission;
 use crate::service::upstream::Group;
 use crate::service::web::files::readers::Readers;
@@ -52,6 +53,8 @@ pub(super) struct Parts<'a> {
     /// The TLS of each port that speaks it.
     pub(super) tls: &'a [Option<Arc<PortTls>>],
     pub(super) folders: Folders,
+    /// The keys of each route that verifies tokens.
+    pub(super) keyrings: &'a [Option<Arc<Keyring>>],
 }
 
 impl Shards {
@@ -62,7 +65,7 @@ impl Shards {
         shard_count: usize,
         connections_max: u32,
     ) -> Result<Self, RunError> {
-        let Parts { config, metrics, groups, tls, folders } = parts;
+        let Parts { config, metrics, groups, tls, folders, keyrings } = parts;
         // Each shard reports twice, so nobody ever waits for room.
         let (sender, events) = channel(2 * shard_count);
         let cores = core_affinity::get_core_ids().unwrap_or_default();
@@ -88,6 +91,7 @@ impl Shards {
                     .collect(),
                 desk,
                 folders: folders.folders.clone(),
+                keyrings: keyrings.to_vec(),
                 listeners: Vec::new(),
                 admission: Arc::clone(&admission),
                 cells: metrics.shard_cells(index),

@@ -4,7 +4,7 @@ use super::cell::{Counter, DurationHistogram, Gauge, SizeHistogram};
 use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
-use super::outcome::{End, HandshakeResult, TlsFailure, TlsHandshake};
+use super::outcome::{AuthRefusal, End, HandshakeResult, TlsFailure, TlsHandshake};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::frame::{Opcode, Tally};
 use crate::protocol::websocket::violation::ViolationKind;
@@ -43,6 +43,7 @@ pub struct PortCells {
     pub(super) tls_failures: [Counter; TlsFailure::COUNT],
     pub(super) ended: [Counter; End::COUNT],
     pub(super) handshakes: [Counter; HandshakeResult::COUNT],
+    pub(super) auth_refusals: [Counter; AuthRefusal::COUNT],
     pub(super) closes: [[Counter; CloseCodeLabel::COUNT]; Initiator::COUNT],
     pub(super) violations: [Counter; ViolationKind::COUNT],
     pub(super) frames: [[Counter; FrameKind::COUNT]; Direction::COUNT],
@@ -84,6 +85,7 @@ impl PortCells {
             tls_failures: counters(),
             ended: counters(),
             handshakes: counters(),
+            auth_refusals: counters(),
             closes: std::array::from_fn(|_| counters()),
             violations: counters(),
             frames: std::array::from_fn(|_| counters()),
@@ -107,6 +109,12 @@ impl PortCells {
     #[inline]
     pub fn handshake(&self, result: HandshakeResult) {
         self.handshakes[result.index()].increment();
+    }
+
+    /// Counts why a request did not prove who it is from.
+    #[inline]
+    pub fn auth_refusal(&self, reason: AuthRefusal) {
+        self.auth_refusals[reason.index()].increment();
     }
 
     /// Counts a plain HTTP request answered with `status`; `route_index` is `None` where no route took it.

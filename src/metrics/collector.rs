@@ -17,7 +17,7 @@ use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, ReloadResult,
     SlowClientOutcome, StatusClass,
 };
-use super::outcome::{ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
+use super::outcome::{AuthRefusal, ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
 use super::process::ProcessUse;
 use super::totals::PortTotals;
 use super::upstream::RelayTotals;
@@ -105,6 +105,25 @@ impl ShardCollector {
                     for result in HandshakeResult::ALL {
                         series.push(&[port, result.label()], exact(totals.handshakes[result.index()]));
                     }
+                }
+            }
+            Family::AuthRefusals => {
+                for (port, totals) in ports {
+                    for reason in AuthRefusal::ALL {
+                        series.push(&[port, reason.label()], exact(totals.auth_refusals[reason.index()]));
+                    }
+                }
+            }
+            Family::KeySetFetches => {
+                for (route, cells) in self.sources.key_sets.get().into_iter().flatten() {
+                    for result in ReloadResult::ALL {
+                        series.push(&[route, result.label()], exact(cells.fetches(*result)));
+                    }
+                }
+            }
+            Family::KeySetKeys => {
+                for (route, cells) in self.sources.key_sets.get().into_iter().flatten() {
+                    series.push(&[route], exact(cells.keys()));
                 }
             }
             Family::HandshakesInProgress => {

@@ -54,6 +54,12 @@ families! {
         "TCP connections ended, each by exactly one end.";
     Handshakes COUNTER "ringway_handshakes_total" ["port" "result"]
         "WebSocket opening handshakes, by what became of them.";
+    AuthRefusals COUNTER "ringway_auth_refusals_total" ["port" "reason"]
+        "Requests that did not prove who they are from, by why not.";
+    KeySetFetches COUNTER "ringway_jwks_fetches_total" ["route" "result"]
+        "Times that the keys of a route were fetched, by whether they are in force.";
+    KeySetKeys GAUGE "ringway_jwks_keys" ["route"]
+        "Keys of the route that could verify a token.";
     HandshakesInProgress GAUGE "ringway_handshakes_in_progress" ["port"]
         "Opening handshakes begun and not yet answered.";
     HandshakeDuration HISTOGRAM "ringway_handshake_duration_seconds" ["port"]

@@ -30,7 +30,7 @@ pub use labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Driver, Form, FrameKind, Initiator, ReloadResult,
     SlowClientOutcome, StatusClass,
 };
-pub use outcome::{ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
+pub use outcome::{AuthRefusal, ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
 pub use process::ProcessUse;
 pub use totals::PortTotals;
 pub use upstream::{ClientNetwork, Load, RelayCells, Standing, UpstreamState};
@@ -69,13 +69,18 @@ impl Metrics {
             shards: (0..shard_count).map(|_| Arc::new(PortCells::new(routes.len()))).collect(),
             state: PortState::default(),
         });
+        let relaying = routes.iter().map(|route| (route.route.clone(), &route.upstreams));
+        let asking = routes.iter().map(|route| (format!("{}:auth", route.route), &route.asked));
+        let relays =
+            relaying.chain(asking).map(|(name, upstreams)| RelaySource::new(name, upstreams, shard_count));
         let sources = Arc::new(Sources {
             ports: ports.collect(),
             shards: (0..shard_count).map(|_| Arc::default()).collect(),
-            relays: routes.iter().map(|route| RelaySource::new(route, shard_count)).collect(),
+            relays: relays.collect(),
             routes: routes.into_iter().map(|route| route.route).collect(),
             certificates: ArcSwap::default(),
             certificate_reloads: std::array::from_fn(|_| AtomicU64::new(0)),
+            key_sets: OnceLock::new(),
             driver: OnceLock::new(),
             started_timestamp_seconds,
         });
@@ -137,6 +142,11 @@ impl Metrics {
         self.sources.certificate_reloads[result.index()].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Says where the sets of keys are counted, each with the name of its route. Later calls change nothing.
+    pub fn set_key_sets(&self, key_sets: Vec<(String, Arc<KeySetCells>)>) {
+        self.sources.key_sets.get_or_init(|| key_sets);
+    }
+
     /// Says which driver the shards run on, once it is known. Later calls change nothing: the driver never does.
     pub fn set_driver(&self, driver: Driver) {
         self.sources.driver.get_or_init(|| driver);
@@ -168,6 +178,8 @@ pub struct RouteLabels {
     pub route: String,
     /// The `upstream` labels, each once; none where the route does not relay.
     pub upstreams: Vec<String>,
+    /// The same of those that are asked about its requests, which are counted as the route with `:auth` behind its name.
+    pub asked: Vec<String>,
 }
 
 /// The state of one port as its gauges show it.
@@ -210,15 +222,47 @@ impl PortState {
     }
 }
 
+/// What is counted of the set of keys of one route.
+#[derive(Debug, Default)]
+pub struct KeySetCells {
+    keys: AtomicU64,
+    fetches: [AtomicU64; ReloadResult::COUNT],
+}
+
+impl KeySetCells {
+    /// Counts that the set was fetched and is in force, with so many keys.
+    pub fn loaded(&self, key_count: usize) {
+        self.keys.store(key_count as u64, Ordering::Relaxed);
+        self.fetches[ReloadResult::Loaded.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts that the set could not be had.
+    pub fn failed(&self) {
+        self.fetches[ReloadResult::Failed.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the set was fetched, with this outcome.
+    pub fn fetches(&self, result: ReloadResult) -> u64 {
+        self.fetches[result.index()].load(Ordering::Relaxed)
+    }
+
+    /// How many keys are in force.
+    pub fn keys(&self) -> u64 {
+        self.keys.load(Ordering::Relaxed)
+    }
+}
+
 /// What the collector reads.
 struct Sources {
     ports: Vec<PortSource>,
     shards: Vec<Arc<ShardCells>>,
     routes: Vec<String>,
-    /// By the route's index.
+    /// By the route's index; behind them those that are asked about requests, likewise.
     relays: Vec<Option<RelaySource>>,
     certificates: ArcSwap<Vec<(String, u64)>>,
     certificate_reloads: [AtomicU64; ReloadResult::COUNT],
+    /// With the names of their routes.
+    key_sets: OnceLock<Vec<(String, Arc<KeySetCells>)>>,
     driver: OnceLock<Driver>,
     started_timestamp_seconds: f64,
 }
@@ -243,10 +287,10 @@ struct RelaySource {
 }
 
 impl RelaySource {
-    fn new(labels: &RouteLabels, shard_count: usize) -> Option<Self> {
-        let upstreams = labels.upstreams.iter().map(|label| (label.clone(), Arc::default()));
-        (!labels.upstreams.is_empty()).then(|| Self {
-            route: labels.route.clone(),
+    fn new(route: String, labels: &[String], shard_count: usize) -> Option<Self> {
+        let upstreams = labels.iter().map(|label| (label.clone(), Arc::default()));
+        (!labels.is_empty()).then(|| Self {
+            route,
             upstreams: upstreams.collect(),
             shards: (0..shard_count).map(|_| Arc::default()).collect(),
         })

@@ -41,6 +41,8 @@ closed_set! {
         UpstreamUnavailable => "upstream_unavailable",
         /// The upstream went away.
         UpstreamGone => "upstream_gone",
+        /// What the client proved who it is with has expired.
+        Expired => "expired",
         /// The gateway asked the client to leave, and it left in time.
         Drained => "drained",
         /// The gateway stopped and cut the connection.
@@ -125,6 +127,38 @@ closed_set! {
         UpstreamRefused => "upstream_refused",
         /// No upstream could be reached.
         UpstreamUnavailable => "upstream_unavailable",
+    }
+}
+
+closed_set! {
+    /// Why a request did not prove who it is from.
+    pub enum AuthRefusal {
+        /// It has no token.
+        Missing => "missing",
+        /// Its token is none, or not one that can be judged: without `exp`, or with an extension that is not known.
+        Malformed => "malformed",
+        /// It is signed in another way than the key is for, or not at all.
+        Algorithm => "algorithm",
+        /// It names a key that is not known, or none where there are several.
+        UnknownKey => "unknown_key",
+        /// Nobody with the key has signed it.
+        Signature => "signature",
+        /// It was good until a time that is over.
+        Expired => "expired",
+        /// It will be good from a time on that has not come.
+        NotYetValid => "not_yet_valid",
+        /// Somebody else has issued it.
+        Issuer => "issuer",
+        /// It is for somebody else.
+        Audience => "audience",
+        /// It is good, but lacks a claim.
+        Claim => "claim",
+        /// The keys have never been had.
+        KeysUnavailable => "keys_unavailable",
+        /// Who was asked does not let it in.
+        Denied => "denied",
+        /// Who was to be asked did not answer, or made no sense, or too many questions were open.
+        AuthUnavailable => "auth_unavailable",
     }
 }
 
@@ -226,6 +260,7 @@ impl From<Refusal> for HandshakeResult {
             | Refusal::TransferCodingNotImplemented
             | Refusal::HttpVersion => Self::BadRequest,
             Refusal::OriginNotAllowed => Self::Origin,
+            Refusal::Unauthorized { .. } | Refusal::InsufficientScope | Refusal::Forbidden => Self::Auth,
             Refusal::NoRoute => Self::NoRoute,
             Refusal::Timeout => Self::Timeout,
             Refusal::ContentTooLarge
@@ -237,9 +272,10 @@ impl From<Refusal> for HandshakeResult {
             Refusal::BadVersion => Self::BadVersion,
             Refusal::TooManyRequests { .. } => Self::Rate,
             Refusal::ConnectionLimit { .. } => Self::Limit,
-            Refusal::BadGateway | Refusal::UpstreamUnavailable { .. } | Refusal::GatewayTimeout => {
-                Self::UpstreamUnavailable
-            }
+            Refusal::BadGateway
+            | Refusal::UpstreamUnavailable { .. }
+            | Refusal::AuthUnavailable { .. }
+            | Refusal::GatewayTimeout => Self::UpstreamUnavailable,
             Refusal::Draining { .. } => Self::Draining,
         }
     }

@@ -17,12 +17,17 @@ fn two_of_each() -> Metrics {
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
     );
     metrics.set_driver(Driver::IoUring);
+    let key_set = Arc::new(KeySetCells::default());
+    key_set.loaded(3);
+    key_set.failed();
+    metrics.set_key_sets(vec![("chat".to_owned(), key_set)]);
     metrics.set_certificates(vec![("edge.pem".to_owned(), 1_988_150_400), ("b.pem".to_owned(), 0)]);
     metrics
 }
 
 fn route(route: &str, upstreams: &[&str]) -> RouteLabels {
     RouteLabels {
+        asked: Vec::new(),
         route: route.to_owned(),
         upstreams: upstreams.iter().map(|&name| name.to_owned()).collect(),
     }

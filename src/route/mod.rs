@@ -4,6 +4,7 @@
 //! longest prefix. Where a host's paths do not fit, the next best host is tried. The order of the file means nothing:
 //! a configuration in which two routes could win is a faulty one.
 
+pub mod auth;
 mod paths;
 pub mod policy;
 

@@ -18,6 +18,7 @@ use crate::metrics::{Direction, End, Initiator};
 use crate::net::clock;
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received};
+use crate::net::timers::{NEVER, Tick};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::deflate::Terms;
 use crate::protocol::websocket::endpoint::{Endpoint, Event};
@@ -26,6 +27,7 @@ use crate::protocol::websocket::frame::{self, Opcode, Rules};
 use crate::protocol::websocket::keepalive::{Due, Keepalive};
 use crate::protocol::websocket::rate::Allowance;
 use crate::protocol::websocket::violation::Violation;
+use crate::route::auth::Expiry;
 
 /// An open connection whose messages a service answers.
 #[derive(Debug)]
@@ -48,6 +50,17 @@ struct Kept {
     allowance: Option<Allowance>,
     /// What was agreed on compression, where something was.
     deflated: Option<Deflated>,
+    /// When the connection ends, where it is not let in for good.
+    expiry: Option<Expiry>,
+}
+
+/// What was found and agreed on when a connection was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Open {
+    /// What was agreed on compression, where something was.
+    pub deflate: Option<Terms>,
+    /// When the connection ends, as what lets the client in has expired.
+    pub expiry: Option<Expiry>,
 }
 
 /// How to go on after a read.
@@ -103,18 +116,21 @@ enum Heard {
 impl Messages {
     /// Takes over a client whose opening handshake has just been answered.
     ///
-    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent. `deflate` is what that said
-    /// about compression.
-    pub fn new(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>, deflate: Option<Terms>) -> Self {
+    /// `early` are the bytes that followed the request head: frames, now that the 101 is sent.
+    pub fn new(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>, open: Open) -> Self {
+        let Open { deflate, expiry } = open;
         let now = client.resources().timers.now();
         let rates = &place.rates;
         let is_limited = rates.frames_per_s != 0 || rates.bytes_per_s != 0;
         let allowance = is_limited.then(|| Allowance::new(rates, now));
         let deflated = deflate.map(|terms| Deflated::new(&place, terms));
-        let kept = Kept { early, endpoint: Endpoint::new(), allowance, deflated };
+        let kept = Kept { early, endpoint: Endpoint::new(), allowance, deflated, expiry };
         let keepalive = Keepalive::new(now);
         let deadline = match keepalive.due(&place.patience, now) {
-            Due::At(tick) if client.resources().phase() == Phase::Serving => tick,
+            Due::At(tick) if client.resources().phase() == Phase::Serving => match &kept.expiry {
+                Some(expiry) => tick.min(client.resources().tick_at(expiry.at_s)),
+                None => tick,
+            },
             // The shard moved on while the 101 was being sent, and there is no deadline left that it could let pass.
             _ => now,
         };
@@ -307,9 +323,14 @@ impl Messages {
             Phase::Cutting => return Some(End::Shutdown),
         }
         let now = self.client.resources().timers.now();
+        let expires_at = self.expires_at();
+        if now >= expires_at {
+            let expiry = self.kept.as_ref().and_then(|kept| kept.expiry).expect("something expires");
+            return Some(self.close(expiry.code, End::Expired).await);
+        }
         match self.keepalive.due(&self.place.patience, now) {
             Due::At(tick) => {
-                self.client.life.timer.set(tick);
+                self.client.life.timer.set(tick.min(expires_at));
                 None
             }
             Due::Ping => {
@@ -325,6 +346,12 @@ impl Messages {
             Due::PongTimeout => self.give_up().await,
             Due::Idle => Some(self.close(CloseCode::GOING_AWAY, End::Idle).await),
         }
+    }
+
+    /// When what lets the client in has expired, as far as the clock of the day tells by now.
+    fn expires_at(&self) -> Tick {
+        let expiry = self.kept.as_ref().and_then(|kept| kept.expiry);
+        expiry.map_or(NEVER, |expiry| self.client.resources().tick_at(expiry.at_s))
     }
 
     /// The client has not answered a ping in time; the end, unless something came after all.
@@ -427,6 +454,7 @@ impl Kept {
             && self.endpoint.is_at_rest()
             && self.allowance.is_none()
             && self.deflated.is_none()
+            && self.expiry.is_none()
     }
 
     #[inline]

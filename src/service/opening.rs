@@ -24,6 +24,7 @@ use crate::protocol::websocket::frame::RESERVED_BITS;
 use crate::protocol::websocket::handshake::Offer;
 use crate::protocol::websocket::handshake::client::{RESPONSE_FIELD_COUNT_MAX, RESPONSE_HEAD_SIZE_MAX};
 use crate::protocol::websocket::handshake::upstream::{self, Answer};
+use crate::route::auth::Expiry;
 
 /// How many interim responses an upstream may send before the one that counts.
 const INTERIM_MAX: u32 = 8;
@@ -41,6 +42,8 @@ pub struct Asking {
     pub hash: Option<u64>,
     /// Who the client is, which failures that its request may have caused are told by.
     pub client: IpAddr,
+    /// When the connection ends, as what lets the client in has expired.
+    pub expiry: Option<Expiry>,
 }
 
 /// What an upstream is asked.

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -13,12 +14,13 @@ use super::upstream::Group;
 use super::web::kept::Kept;
 use crate::config::{Deflate, Limits, Relay, Route, Service};
 use crate::metrics::{PortCells, RelayCells, ShardCells};
+use crate::net::clock;
 use crate::net::driver::Driver;
 use crate::net::pool::Pool;
 use crate::net::random::Random;
 use crate::net::scratch::Scratch;
 use crate::net::simd;
-use crate::net::timers::{Clocked, TICKS_PER_S, Tick, Timers, ticks};
+use crate::net::timers::{Clocked, NEVER, TICKS_PER_S, Tick, Timers, ticks};
 use crate::net::tls::ServerSettings;
 use crate::net::turn::{AfterOthers, Turnstile};
 use crate::protocol::websocket::deflate::Policy;
@@ -120,6 +122,17 @@ impl Resources {
     /// Whether a busy connection would get a buffer.
     pub fn has_buffer(&self) -> bool {
         self.pool.as_ref().is_some_and(Pool::has_room)
+    }
+
+    /// When a time of day comes, in seconds since the Unix epoch, as far as is known by now: the clock of the day may be
+    /// set meanwhile, so whoever waits for it asks again then.
+    pub fn tick_at(&self, timestamp_s: u64) -> Tick {
+        let now = self.timers.now();
+        let time = clock::time_of_day().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        match Duration::from_secs(timestamp_s).checked_sub(time) {
+            Some(left) if !left.is_zero() => now.saturating_add(ticks(left)).saturating_add(1).min(NEVER - 1),
+            _ => now,
+        }
     }
 
     /// How far the shard has come.
@@ -238,6 +251,8 @@ pub struct Place {
     pub body_timeout: Tick,
     /// There exactly where the service relays.
     pub upstreams: Option<Upstreams>,
+    /// Who is asked about requests; there exactly where somebody is.
+    pub asked: Option<Upstreams>,
 }
 
 impl Place {
@@ -246,7 +261,7 @@ impl Place {
         port: Rc<Port>,
         (route_index, route): (usize, &Route),
         limits: &Limits,
-        upstreams: Option<Upstreams>,
+        (upstreams, asked): (Option<Upstreams>, Option<Upstreams>),
     ) -> Rc<Self> {
         let rules = Rules {
             role: Role::Server,
@@ -276,6 +291,7 @@ impl Place {
             request_body_size_max: limits.request_body_size_max,
             body_timeout: ticks(limits.body_timeout),
             upstreams,
+            asked,
         })
     }
 

@@ -39,6 +39,7 @@ use crate::protocol::websocket::frame::{Role, Rules, Tally};
 use crate::protocol::websocket::keepalive::Keepalive;
 use crate::protocol::websocket::rate::Allowance;
 use crate::protocol::websocket::walker::WalkEnd;
+use crate::route::auth::Expiry;
 
 /// An upstream's connection.
 #[derive(Debug)]
@@ -97,6 +98,8 @@ struct Relay {
     pinged_us: Cell<u64>,
     /// What the client may still send, where that is limited.
     allowance: Option<Box<Cell<Allowance>>>,
+    /// When the connection ends, where the client is not let in for good.
+    expiry: Option<Box<Expiry>>,
     /// What is passed on before anything is read.
     early: Cell<Option<Box<Early>>>,
     /// What makes of the one side's what the other gets, where frames do not just pass.
@@ -149,8 +152,17 @@ enum Pass {
 }
 
 /// Serves a relayed connection to its end, in a task of its own.
-pub fn spawn(client: Client, upstream: Upstream, place: Rc<Place>, content: &Content, early: Early) {
+///
+/// `early` is what followed the heads, and with `expiry` ends what lets the client in.
+pub fn spawn(
+    client: Client,
+    upstream: Upstream,
+    place: Rc<Place>,
+    content: &Content,
+    (early, expiry): (Early, Option<Expiry>),
+) {
     let mut relay = Relay::new(client, upstream, place, content, early);
+    relay.expiry = expiry.map(Box::new);
     // What this task takes is what an idle connection takes, so nothing that is rare is kept in it.
     let serve = async move {
         Run {
@@ -249,6 +261,7 @@ impl Relay {
             down: Lane::default(),
             keepalive: Cell::new(Keepalive::new(now)),
             pinged_us: Cell::new(0),
+            expiry: None,
             early: Cell::new((!early.is_empty()).then(|| Box::new(early))),
             translator: match content {
                 Content::Frames { .. } => None,

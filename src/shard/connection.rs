@@ -14,27 +14,30 @@ mod exchange;
 mod http2;
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
 use self::arrival::{TlsStage, is_from_a_proxy, refuse_at_limit, refuse_stranger};
 use self::exchange::Begun;
+use super::authorize::{self, Denial, Verdict};
 use super::decision::{Decision, decide};
 use super::table::Table;
 use crate::metrics::{Direction, End, HandshakeResult, TlsFailure};
 use crate::net::clock;
 use crate::net::contain::{contain, contain_now};
 use crate::net::stream::{Gone, Received, Stream};
-use crate::net::timers::{Tick, ticks};
+use crate::net::timers::{TICKS_PER_S, Tick, ticks};
 use crate::protocol::http::field_storage;
 use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::scan::HeadScan;
-use crate::protocol::websocket::deflate::Terms;
-use crate::service::messages::Messages;
+use crate::route::auth::{Expiry, Grant};
+use crate::service::messages::{Messages, Open};
 use crate::service::opening::{self, Asking, Outcome};
 use crate::service::reach::Interruption;
 use crate::service::relay::{self, Content, Early, Upstream};
+use crate::service::web::proxy::Question;
 use crate::service::{Client, Life, Phase, Place, Port, page, retry_after_s};
 
 /// A connection whose request has not been answered yet.
@@ -69,7 +72,9 @@ enum Step {
     /// The stream has something at once, which no wait would tell of.
     Look,
     /// It is a WebSocket now; these bytes followed the head.
-    Open { place: Rc<Place>, unsent: Vec<u8>, early: Option<Box<[u8]>>, deflate: Option<Terms> },
+    Open { place: Rc<Place>, unsent: Vec<u8>, early: Option<Box<[u8]>>, open: Open },
+    /// Somebody is asked whether the client is let in.
+    Authorize { place: Rc<Place>, pending: Box<Pending> },
     /// An upstream is asked before the client is answered.
     Ask { place: Rc<Place>, asking: Box<Asking>, early: Vec<u8> },
     /// The upstream has accepted: the two are connected now.
@@ -86,11 +91,21 @@ enum Step {
     Gone(End),
 }
 
+/// A request that somebody is asked about.
+struct Pending {
+    question: Question,
+    /// Its head.
+    head: Vec<u8>,
+    /// What followed that.
+    rest: Vec<u8>,
+}
+
 /// What a client is connected to.
 struct Relayed {
     upstream: Upstream,
     content: Content,
     early: Early,
+    expiry: Option<Expiry>,
 }
 
 /// Takes an accepted connection over, and answers it at once where its head is there.
@@ -107,8 +122,8 @@ pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
         }
         let mut connection = Connection::new(client, table);
         match connection.look() {
-            Step::Open { place, unsent, early, deflate } if unsent.is_empty() => {
-                open(connection.client, place, early, deflate);
+            Step::Open { place, unsent, early, open } if unsent.is_empty() => {
+                Messages::new(connection.client, place, early, open).spawn();
             }
             step => drop(monoio::spawn(contain(connection.go_on(step)))),
         }
@@ -152,19 +167,20 @@ impl Connection {
                     }
                     Err(end) => Step::Gone(end),
                 },
-                Step::Open { place, unsent, early, deflate } => match self.flush(&unsent).await {
+                Step::Open { place, unsent, early, open } => match self.flush(&unsent).await {
                     Ok(()) => {
-                        return open(self.client, place, early, deflate);
+                        return Messages::new(self.client, place, early, open).spawn();
                     }
                     Err(end) => Step::Gone(end),
                 },
                 Step::Http2 { peer, early } => Box::pin(self.http2(peer, early)).await,
                 Step::Exchange { place, begun } => Box::pin(self.exchange(place, begun)).await,
+                Step::Authorize { place, pending } => Box::pin(self.authorize(place, *pending)).await,
                 Step::Ask { place, asking, early } => Box::pin(self.ask(place, *asking, early)).await,
                 Step::Relay { place, unsent, relayed } => match self.flush(&unsent).await {
                     Ok(()) => {
-                        let Relayed { upstream, content, early } = *relayed;
-                        return relay::spawn(self.client, upstream, place, &content, early);
+                        let Relayed { upstream, content, early, expiry } = *relayed;
+                        return relay::spawn(self.client, upstream, place, &content, (early, expiry));
                     }
                     Err(end) => Step::Gone(end),
                 },
@@ -213,6 +229,7 @@ impl Connection {
         let rest_size = match &step {
             Step::Open { early, .. } => early.as_ref().map_or(0, |early| early.len()),
             Step::Ask { early, .. } => early.len(),
+            Step::Authorize { pending, .. } => pending.rest.len(),
             Step::Exchange { begun, .. } => begun.rest_size(),
             Step::Again { .. } => self.head.len(),
             Step::Wait
@@ -312,7 +329,7 @@ impl Connection {
         let (head, rest) = bytes.split_at(head_size);
         let mut storage = field_storage();
         match RequestHead::parse(head, &mut storage) {
-            Ok(request) => self.answer(&request, head, rest),
+            Ok(request) => self.answer(&request, (head, rest), None),
             Err(refusal) => self.refuse(refusal, None, asks_for_head_alone(head)),
         }
     }
@@ -323,16 +340,31 @@ impl Connection {
     }
 
     /// Does with a request what was decided.
-    fn answer(&mut self, head: &RequestHead<'_>, bytes: &[u8], rest: &[u8]) -> Step {
+    fn answer(
+        &mut self,
+        head: &RequestHead<'_>,
+        (bytes, rest): (&[u8], &[u8]),
+        given: Option<Grant>,
+    ) -> Step {
         let table = Rc::clone(&self.table);
-        match decide(&table, head, || self.peer()) {
+        match decide(&table, head, given, || self.peer()) {
+            Decision::Authorize { place } => {
+                let Some(peer) = self.peer() else { return Step::Gone(End::ClientGone) };
+                match authorize::question(&table, place, head, peer) {
+                    Ok(question) => Step::Authorize {
+                        place: Rc::clone(place),
+                        pending: Box::new(Pending { question, head: bytes.to_vec(), rest: rest.to_vec() }),
+                    },
+                    Err(refusal) => self.refuse(refusal, Some(place.route_index), head.is_head()),
+                }
+            }
             Decision::Refuse { refusal, route_index } => self.refuse(refusal, route_index, head.is_head()),
-            Decision::Open { place, answer, deflate } => {
+            Decision::Open { place, answer, deflate, expiry } => {
                 self.count_accepted(place);
                 match self.send(answer) {
                     Ok(unsent) => {
                         let early = if rest.is_empty() { None } else { Some(rest.into()) };
-                        Step::Open { place: Rc::clone(place), unsent, early, deflate }
+                        Step::Open { place: Rc::clone(place), unsent, early, open: Open { deflate, expiry } }
                     }
                     Err(Gone) => Step::Gone(End::ClientGone),
                 }
@@ -340,10 +372,10 @@ impl Connection {
             Decision::Ask { place, asking } => {
                 Step::Ask { place: Rc::clone(place), asking, early: rest.to_vec() }
             }
-            Decision::Web { place } => match self.peer() {
+            Decision::Web { place, grant } => match self.peer() {
                 Some(peer) => Step::Exchange {
                     place: Rc::clone(place),
-                    begun: Box::new(Begun::new(head, bytes, rest, peer)),
+                    begun: Box::new(Begun::new(head, bytes, rest, (peer, grant))),
                 },
                 None => Step::Gone(End::ClientGone),
             },
@@ -360,17 +392,61 @@ impl Connection {
         cells.http_request(Some(place.route_index), 101);
     }
 
+    /// Has somebody asked whether the client is let in, and goes on with its request if it is.
+    async fn authorize(&mut self, place: Rc<Place>, pending: Pending) -> Step {
+        let Pending { question, head, rest } = pending;
+        let table = Rc::clone(&self.table);
+        let resources = Rc::clone(self.client.resources());
+        let verdict = {
+            let mut asked = pin!(authorize::ask(&table, &place, question));
+            loop {
+                self.client.life.timer.set(resources.timers.after(TICKS_PER_S));
+                if let Some(verdict) = self.client.life.timer.race(asked.as_mut()).await {
+                    break verdict;
+                }
+                if resources.phase() == Phase::Cutting {
+                    return Step::Gone(End::Shutdown);
+                }
+                if matches!(self.client.stream.peek_now(), Received::End | Received::Reset) {
+                    return Step::Gone(End::ClientGone);
+                }
+            }
+        };
+        let mut storage = field_storage();
+        let request = RequestHead::parse(&head, &mut storage).expect("it was parsed before");
+        let step = match verdict {
+            Verdict::Granted(grant) => self.answer(&request, (&head, &rest), Some(grant)),
+            Verdict::Denied(denial) => self.deny(&denial, place.route_index, request.is_head()),
+            Verdict::Unavailable(refusal) => self.refuse(refusal, Some(place.route_index), request.is_head()),
+        };
+        self.counted(step)
+    }
+
+    /// Answers with what somebody said who does not let the client in, after which nothing more is served.
+    fn deny(&self, denial: &Denial, route_index: usize, is_head: bool) -> Step {
+        let cells = &self.table.port().cells;
+        cells.handshake(HandshakeResult::Auth);
+        cells.http_request(Some(route_index), denial.status.as_u16());
+        let mut answer = Vec::with_capacity(512);
+        denial.write(&mut answer, is_head);
+        match self.send(answer) {
+            Ok(unsent) => Step::Leave { unsent, end: End::Refused },
+            Err(Gone) => Step::Gone(End::Refused),
+        }
+    }
+
     /// Asks an upstream, and answers the client with what came of it.
     async fn ask(&mut self, place: Rc<Place>, asking: Asking, from_client: Vec<u8>) -> Step {
         let upstreams = place.upstreams.as_ref().expect("a service that relays has upstreams");
         let route_index = Some(place.route_index);
+        let expiry = asking.expiry;
         match opening::open(&self.client, upstreams, asking).await {
             Outcome::Open { upstream, answer, content, early } => {
                 self.count_accepted(&place);
                 let early = Early { from_client, from_upstream: early };
                 match self.send(answer) {
                     Ok(unsent) => {
-                        let relayed = Box::new(Relayed { upstream, content, early });
+                        let relayed = Box::new(Relayed { upstream, content, early, expiry });
                         Step::Relay { place, unsent, relayed }
                     }
                     Err(Gone) => Step::Gone(End::ClientGone),
@@ -535,9 +611,4 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.port.cells.handshakes_in_progress.sub(1);
     }
-}
-
-/// The open connection, a task of its own.
-fn open(client: Client, place: Rc<Place>, early: Option<Box<[u8]>>, deflate: Option<Terms>) {
-    Messages::new(client, place, early, deflate).spawn();
 }

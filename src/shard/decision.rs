@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use super::table::Table;
+use super::table::{Table, Unproven};
 use crate::config::Service;
 use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::RequestHead;
 use crate::protocol::websocket::deflate::Terms;
 use crate::protocol::websocket::handshake::{self, Opening, Request};
+use crate::route::auth::{Expiry, Grant};
 use crate::route::policy;
 use crate::service::opening::{Asking, Question};
 use crate::service::reach::stickiness;
@@ -19,27 +20,38 @@ pub(super) enum Decision<'t> {
     /// It is refused, on this route if it has one.
     Refuse { refusal: Refusal, route_index: Option<usize> },
     /// It opens a WebSocket that is spoken here; `answer` is the head of the 101, with what it says about compression.
-    Open { place: &'t Rc<Place>, answer: Vec<u8>, deflate: Option<Terms> },
+    Open { place: &'t Rc<Place>, answer: Vec<u8>, deflate: Option<Terms>, expiry: Option<Expiry> },
     /// It opens a WebSocket to an upstream, which is asked first.
     Ask { place: &'t Rc<Place>, asking: Box<Asking> },
-    /// It is for an HTTP service.
-    Web { place: &'t Rc<Place> },
+    /// It is for an HTTP service, and may do this.
+    Web { place: &'t Rc<Place>, grant: Grant },
+    /// Somebody has to be asked about it first; then it is decided again.
+    Authorize { place: &'t Rc<Place> },
     /// It asks for the built-in page.
     Page { place: &'t Rc<Place> },
     /// The client is gone: it has no address any more.
     ClientGone,
 }
 
-impl Decision<'_> {
+impl<'t> Decision<'t> {
+    fn unproven(unproven: Unproven, place: &'t Rc<Place>) -> Self {
+        match unproven {
+            Unproven::Refused(refusal) => Self::refuse(refusal, Some(place.route_index)),
+            Unproven::Unasked => Self::Authorize { place },
+        }
+    }
+
     fn refuse(refusal: impl Into<Refusal>, route_index: Option<usize>) -> Self {
         Self::Refuse { refusal: refusal.into(), route_index }
     }
 }
 
-/// Decides what becomes of a request; `peer` tells who sent it, and is asked where an upstream has to know.
+/// Decides what becomes of a request; `peer` tells who sent it, and is asked where an upstream has to know. `given` is what
+/// somebody said who was asked about it.
 pub(super) fn decide<'t>(
     table: &'t Table,
     head: &RequestHead<'_>,
+    given: Option<Grant>,
     peer: impl FnOnce() -> Option<IpAddr>,
 ) -> Decision<'t> {
     let place = table.find(head.host(), head.path());
@@ -56,17 +68,33 @@ pub(super) fn decide<'t>(
     }
     match (request, place.service) {
         (Request::Opening(opening), _) if table.takes_websockets(place) => {
-            accept(table, place, head, &opening, peer)
+            accept(table, place, head, (&opening, given), peer)
         }
         // A proxy that is not told to pass an Upgrade ignores it (RFC 9110 section 7.8).
-        (_, Service::Http) => Decision::Web { place },
+        (_, Service::Http) => web(table, place, head, given),
         (Request::Opening(_), _) => Decision::refuse(Refusal::NoRoute, route_index),
-        (Request::Plain, service) if service.is_http() => Decision::Web { place },
-        (Request::Plain, Service::Page) => Decision::Page { place },
+        (Request::Plain, service) if service.is_http() => web(table, place, head, given),
+        (Request::Plain, Service::Page) => match table.authorize(place, head, given) {
+            Ok(_) => Decision::Page { place },
+            Err(unproven) => Decision::unproven(unproven, place),
+        },
         (Request::Plain, _) if matches!(head.method(), "GET" | "HEAD") => {
             Decision::refuse(Refusal::UpgradeRequired, route_index)
         }
         (Request::Plain, _) => Decision::refuse(Refusal::MethodNotAllowed { allow: "GET" }, route_index),
+    }
+}
+
+/// Lets a request in that is for an HTTP service, if it proves who it is from.
+fn web<'t>(
+    table: &'t Table,
+    place: &'t Rc<Place>,
+    head: &RequestHead<'_>,
+    given: Option<Grant>,
+) -> Decision<'t> {
+    match table.authorize(place, head, given) {
+        Ok(grant) => Decision::Web { place, grant },
+        Err(unproven) => Decision::unproven(unproven, place),
     }
 }
 
@@ -75,13 +103,18 @@ fn accept<'t>(
     table: &'t Table,
     place: &'t Rc<Place>,
     head: &RequestHead<'_>,
-    opening: &Opening<'_>,
+    (opening, given): (&Opening<'_>, Option<Grant>),
     peer: impl FnOnce() -> Option<IpAddr>,
 ) -> Decision<'t> {
     let route = table.route(place);
     if !policy::allows_origin(&route.origins, opening.origin(), table.same_origin(head)) {
         return Decision::refuse(Refusal::OriginNotAllowed, Some(place.route_index));
     }
+    let grant = match table.authorize(place, head, given) {
+        Ok(grant) => grant,
+        Err(unproven) => return Decision::unproven(unproven, place),
+    };
+    let expiry = grant.expiry;
     let deflate = place.deflate_policy().and_then(|policy| opening.agree_on_deflate(policy));
     let answer = |deflate| {
         let mut answer = Vec::with_capacity(256);
@@ -90,7 +123,7 @@ fn accept<'t>(
         answer
     };
     let Some(upstreams) = &place.upstreams else {
-        return Decision::Open { place, answer: answer(deflate), deflate };
+        return Decision::Open { place, answer: answer(deflate), deflate, expiry };
     };
     let Some(peer) = peer() else {
         return Decision::ClientGone;
@@ -99,12 +132,13 @@ fn accept<'t>(
     let question = if place.service == Service::Tcp {
         Question::Nothing { answer: answer(None) }
     } else {
-        let request = table.pass(place, head, sender, |passage, out| passage.write(head, out).map(drop));
+        let request =
+            table.pass(place, head, (sender, &grant), |passage, out| passage.write(head, out).map(drop));
         match request {
             Ok(request) => Question::Head { request, offer: opening.offer(), deflate },
             Err(refusal) => return Decision::refuse(refusal, Some(place.route_index)),
         }
     };
     let hash = stickiness(upstreams.group.balance(), head, sender.client());
-    Decision::Ask { place, asking: Box::new(Asking { question, hash, client: sender.client() }) }
+    Decision::Ask { place, asking: Box::new(Asking { question, hash, client: sender.client(), expiry }) }
 }

@@ -4,6 +4,7 @@
 //! counters.
 
 mod accept;
+mod authorize;
 mod connection;
 mod decision;
 mod mailbox;
@@ -20,7 +21,7 @@ use std::thread::{self, JoinHandle};
 use arc_swap::ArcSwap;
 
 use self::accept::Reserve;
-use self::table::{Behind, Table};
+use self::table::{Behind, Keyrings, Table};
 use crate::config::{Config, IoDriver};
 use crate::metrics::{PortCells, RelayCells, ShardCells};
 use crate::net::accept::Acceptor;
@@ -30,6 +31,7 @@ use crate::net::timers::TICK;
 use crate::net::tls::ServerSettings;
 use crate::net::wake::Counted;
 use crate::route::Router;
+use crate::route::auth::Keyring;
 use crate::service::admission::Admission;
 use crate::service::upstream::Group;
 use crate::service::web::files::Folders;
@@ -57,6 +59,8 @@ pub struct Setup {
     pub desk: Option<DeskSetup>,
     /// The folder of each route; `None` for a route that serves no files.
     pub folders: Vec<Option<Arc<Folder>>>,
+    /// The keys of each route that verifies tokens, by its index.
+    pub keyrings: Vec<Option<Arc<Keyring>>>,
     /// Its listeners, with what belongs to each.
     pub listeners: Vec<Listener>,
     /// The limit of the whole gateway on connections.
@@ -146,13 +150,14 @@ impl Shard {
     fn prepare(setup: Setup, driver: Driver) -> io::Result<Self> {
         let resources = Resources::new(setup.cells, driver);
         let router = Rc::new(Router::new(&setup.config));
-        let behind = setup.upstreams.into_iter().zip(&setup.config.routes).map(|(upstreams, route)| {
-            let ((group, cells), relay) = upstreams.zip(route.relay.as_ref())?;
+        let behind = setup.upstreams.into_iter().zip(setup.config.relays()).map(|(upstreams, (_, relay))| {
+            let ((group, cells), relay) = upstreams.zip(relay)?;
             Some(Behind { group, cells, kept: Kept::new(&resources, &relay.limits) })
         });
         let behind: Vec<_> = behind.collect();
         let desk = setup.desk.map(DeskSetup::bind).transpose()?;
         let folders = Rc::new(Folders { desk, folders: setup.folders });
+        let keyrings: Keyrings = setup.keyrings.into();
         let mut acceptors = Vec::new();
         for listener in setup.listeners {
             let port = Rc::new(Port {
@@ -164,7 +169,8 @@ impl Shard {
                 proxies: setup.config.ports[listener.port_index].proxy_protocol.clone(),
                 admissions: [listener.admission, Arc::clone(&setup.admission)],
             });
-            let table = Table::new(&setup.config, (&behind, &folders), &router, listener.port_index, port);
+            let table =
+                Table::new(&setup.config, (&behind, &folders, &keyrings), &router, listener.port_index, port);
             acceptors.push((table, Acceptor::new(listener.socket, driver)?));
         }
         let (reserve, inbox, ticks) = (Rc::new(Reserve::new()), setup.inbox.bind()?, Counted::ticks(TICK)?);

@@ -5,20 +5,21 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::{Config, Route, Scheme};
+use crate::config::{Auth, Config, Relay, Route, Scheme};
 use crate::metrics::RelayCells;
-use crate::protocol::http::forward::{RequestPassage, Sender};
+use crate::protocol::http::forward::{Edits, RequestPassage, Sender, Withheld};
 use crate::protocol::http::origin::OriginRef;
 use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::RequestHead;
 use crate::route::Router;
+use crate::route::auth::{self, Denied, Grant, Keyring};
 use crate::route::policy::{self, is_within};
 use crate::service::upstream::Group;
 use crate::service::web::files::Folders;
 use crate::service::web::files::folder::Folder;
 use crate::service::web::files::readers::Desk;
 use crate::service::web::kept::Kept;
-use crate::service::{Place, Port, Upstreams};
+use crate::service::{Place, Port, Upstreams, retry_after_s};
 
 /// One port of one configuration, as one shard looks things up in it.
 #[derive(Debug)]
@@ -30,6 +31,19 @@ pub(super) struct Table {
     /// A place for each route, by the route's index.
     places: Vec<Rc<Place>>,
     folders: Rc<Folders>,
+    keyrings: Keyrings,
+}
+
+/// The keys of each route that verifies tokens, by its index.
+pub(super) type Keyrings = Rc<[Option<Arc<Keyring>>]>;
+
+/// Why nobody knows that a request may be served.
+#[derive(Clone, Copy)]
+pub(super) enum Unproven {
+    /// It does not prove enough.
+    Refused(Refusal),
+    /// Somebody has to be asked.
+    Unasked,
 }
 
 /// What stands behind a route that relays, for all ports of a shard.
@@ -42,26 +56,32 @@ pub(super) struct Behind {
 impl Table {
     pub(super) fn new(
         config: &Arc<Config>,
-        (upstreams, folders): (&[Option<Behind>], &Rc<Folders>),
+        (upstreams, folders, keyrings): (&[Option<Behind>], &Rc<Folders>, &Keyrings),
         router: &Rc<Router>,
         port_index: usize,
         port: Rc<Port>,
     ) -> Rc<Self> {
         let routes = config.routes.iter().enumerate();
         let places = routes.map(|(route_index, route)| {
-            let upstreams = upstreams[route_index].as_ref().zip(route.relay.as_ref());
-            let upstreams = upstreams.map(|(behind, relay)| Upstreams {
-                group: Arc::clone(&behind.group),
-                cells: Arc::clone(&behind.cells),
-                relay: relay.clone(),
-                kept: Rc::clone(&behind.kept),
-            });
+            let behind = |index: usize, relay: Option<&Relay>| {
+                let (behind, relay) = upstreams.get(index)?.as_ref().zip(relay)?;
+                Some(Upstreams {
+                    group: Arc::clone(&behind.group),
+                    cells: Arc::clone(&behind.cells),
+                    relay: relay.clone(),
+                    kept: Rc::clone(&behind.kept),
+                })
+            };
+            let forward = route.auth.as_ref().and_then(Auth::forward);
+            let asked = behind(config.routes.len() + route_index, forward.map(|forward| &forward.relay));
+            let upstreams = behind(route_index, route.relay.as_ref());
             let limits = config.limits(port_index, route_index);
-            Place::new(Rc::clone(&port), (route_index, route), &limits, upstreams)
+            Place::new(Rc::clone(&port), (route_index, route), &limits, (upstreams, asked))
         });
         Rc::new(Self {
             places: places.collect(),
             folders: Rc::clone(folders),
+            keyrings: Rc::clone(keyrings),
             port,
             port_index,
             config: Arc::clone(config),
@@ -88,6 +108,28 @@ impl Table {
         self.folders.of(place.route_index)
     }
 
+    /// What a request of this place may do, if it proves who it is from; counted where it does not. `given` is what somebody
+    /// said who was asked.
+    pub(super) fn authorize(
+        &self,
+        place: &Place,
+        head: &RequestHead<'_>,
+        given: Option<Grant>,
+    ) -> Result<Grant, Unproven> {
+        let jwt = match &self.route(place).auth {
+            None => return Ok(Grant::default()),
+            Some(Auth::Forward(_)) => return given.ok_or(Unproven::Unasked),
+            Some(Auth::Jwt(jwt)) => jwt,
+        };
+        let keyring = self.keyrings[place.route_index].as_ref().expect("whoever verifies tokens has keys");
+        auth::judge(jwt, keyring, head).map_err(|denied| {
+            if let Denied::Refused(reason) = denied {
+                self.port.cells.auth_refusal(reason);
+            }
+            Unproven::Refused(denied.refusal(retry_after_s()))
+        })
+    }
+
     /// Whether this route answers opening handshakes.
     pub(super) fn takes_websockets(&self, place: &Place) -> bool {
         self.route(place).websocket
@@ -109,7 +151,7 @@ impl Table {
         &self,
         place: &Place,
         head: &RequestHead<'_>,
-        sender: Sender,
+        (sender, grant): (Sender, &Grant),
         write: impl FnOnce(&RequestPassage<'_>, &mut Vec<u8>) -> Result<(), Refusal>,
     ) -> Result<Vec<u8>, Refusal> {
         let route = self.route(place);
@@ -124,10 +166,36 @@ impl Table {
             is_secure: self.is_secure(),
             port: self.public_port(),
             edits: relay.request_headers.view(),
+            withheld: route.withheld.view(),
+            granted: &grant.headers,
             random: self.port.resources.random.bytes(),
         };
         let mut bytes = Vec::with_capacity(1024);
         write(&passage, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The head that somebody gets who is asked about a request: it is for this target, and says `granted` besides.
+    pub(super) fn pass_to_asked(
+        &self,
+        asked: &RequestHead<'_>,
+        sender: Sender,
+        host: &[(String, String)],
+        (target, granted): (&str, &[(String, String)]),
+    ) -> Result<Vec<u8>, Refusal> {
+        let names: Vec<String> = granted.iter().map(|(name, _)| name.clone()).collect();
+        let passage = RequestPassage {
+            path: target.split('?').next().unwrap_or(target),
+            sender,
+            is_secure: self.is_secure(),
+            port: self.public_port(),
+            edits: Edits { remove: &[], set: host },
+            withheld: Withheld { fields: &names, ..Withheld::default() },
+            granted,
+            random: self.port.resources.random.bytes(),
+        };
+        let mut bytes = Vec::with_capacity(1024);
+        passage.write_plain(asked, &mut bytes)?;
         Ok(bytes)
     }
 

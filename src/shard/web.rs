@@ -10,12 +10,14 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use super::authorize::{self, Verdict};
 use super::decision::{Decision, decide};
 use super::table::Table;
 use crate::config::Service;
 use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::{BodyFraming, RequestHead, Version};
 use crate::protocol::http::{FIELD_COUNT_MAX, Field};
+use crate::route::auth::Grant;
 use crate::service::reach::stickiness;
 use crate::service::web::body::{self, Content};
 use crate::service::web::proxy::{self, Question, RequestBody};
@@ -26,8 +28,23 @@ use crate::service::{Place, Upstreams, page};
 pub(super) async fn answer(table: &Table, peer: IpAddr, request: Request<Incoming>) -> Response<Content> {
     let (mut parts, incoming) = request.into_parts();
     join_cookies(&mut parts.headers);
-    match answer_at_once(table, peer, &parts) {
-        AtOnce::Nothing(place) => respond(table, &place, peer, Request::from_parts(parts, incoming)).await,
+    let mut at_once = answer_at_once(table, peer, &parts, None);
+    if let AtOnce::Authorize(place, question) = at_once {
+        at_once = match authorize::ask(table, &place, *question).await {
+            Verdict::Granted(grant) => answer_at_once(table, peer, &parts, Some(grant)),
+            Verdict::Denied(denial) => {
+                AtOnce::Answer(denial.response(parts.method == http::Method::HEAD), Some(place.route_index))
+            }
+            Verdict::Unavailable(refusal) => {
+                AtOnce::Answer(refused(refusal, parts.method == http::Method::HEAD), Some(place.route_index))
+            }
+        };
+    }
+    match at_once {
+        AtOnce::Authorize(..) => unreachable!("whoever was asked is not asked again"),
+        AtOnce::Nothing(place, grant) => {
+            respond(table, &place, (peer, &grant), Request::from_parts(parts, incoming)).await
+        }
         AtOnce::Answer(answer, route_index) => {
             table.port().cells.http_request(route_index, answer.status().as_u16());
             answer
@@ -47,13 +64,15 @@ fn join_cookies(fields: &mut HeaderMap) {
 
 /// What can be said to a request without asking anybody else.
 enum AtOnce {
-    /// Nothing: it is for this place.
-    Nothing(Rc<Place>),
+    /// Nothing: it is for this place, and may do this.
+    Nothing(Rc<Place>, Grant),
+    /// Nothing, until somebody has been asked this about it.
+    Authorize(Rc<Place>, Box<Question>),
     /// The answer, on the route of this index if it has one.
     Answer(Response<Content>, Option<usize>),
 }
 
-fn answer_at_once(table: &Table, peer: IpAddr, parts: &Parts) -> AtOnce {
+fn answer_at_once(table: &Table, peer: IpAddr, parts: &Parts, given: Option<Grant>) -> AtOnce {
     let is_head = parts.method == http::Method::HEAD;
     let (target, fields) = (parts.uri.to_string(), fields(parts));
     if fields.len() > table.port().limits.request_head_count_max {
@@ -63,8 +82,12 @@ fn answer_at_once(table: &Table, peer: IpAddr, parts: &Parts) -> AtOnce {
         Ok(head) => head,
         Err(refusal) => return AtOnce::Answer(refused(refusal, is_head), None),
     };
-    match decide(table, &head, || Some(peer)) {
-        Decision::Web { place } => AtOnce::Nothing(Rc::clone(place)),
+    match decide(table, &head, given, || Some(peer)) {
+        Decision::Authorize { place } => match authorize::question(table, place, &head, peer) {
+            Ok(question) => AtOnce::Authorize(Rc::clone(place), Box::new(question)),
+            Err(refusal) => AtOnce::Answer(refused(refusal, is_head), Some(place.route_index)),
+        },
+        Decision::Web { place, grant } => AtOnce::Nothing(Rc::clone(place), grant),
         Decision::Page { place } => {
             let answer = page::refusal(&head).map_or_else(
                 || {
@@ -89,14 +112,14 @@ fn answer_at_once(table: &Table, peer: IpAddr, parts: &Parts) -> AtOnce {
 pub(super) async fn respond(
     table: &Table,
     place: &Rc<Place>,
-    peer: IpAddr,
+    (peer, grant): (IpAddr, &Grant),
     request: Request<Incoming>,
 ) -> Response<Content> {
     let (parts, incoming) = request.into_parts();
     let answer = match place.service {
         Service::Http => {
             let upstreams = place.upstreams.as_ref().expect("a service that relays has upstreams");
-            match question(table, place, upstreams, peer, &parts) {
+            match question(table, place, upstreams, (peer, grant), &parts) {
                 Ok(question) => {
                     let (silence, size_max) = (place.body_timeout, place.request_body_size_max);
                     let body = RequestBody::new(incoming, &place.port, silence, size_max);
@@ -138,7 +161,7 @@ fn question(
     table: &Table,
     place: &Place,
     upstreams: &Upstreams,
-    peer: IpAddr,
+    (peer, grant): (IpAddr, &Grant),
     parts: &Parts,
 ) -> Result<Question, Refusal> {
     let (target, fields) = (parts.uri.to_string(), fields(parts));
@@ -149,7 +172,8 @@ fn question(
         return Err(Refusal::BodyTooLarge);
     }
     let sender = table.sender(place, &head, peer);
-    let bytes = table.pass(place, &head, sender, |passage, out| passage.write_plain(&head, out).map(drop))?;
+    let bytes = table
+        .pass(place, &head, (sender, grant), |passage, out| passage.write_plain(&head, out).map(drop))?;
     let hash = stickiness(upstreams.group.balance(), &head, sender.client());
     let mut parts = parse(&bytes)?;
     if head.body() == BodyFraming::Chunked {
@@ -179,7 +203,7 @@ fn head<'h>(parts: &'h Parts, target: &'h str, fields: &'h [Field<'h>]) -> Resul
 }
 
 /// The head of a request as hyper writes it.
-fn parse(bytes: &[u8]) -> Result<Parts, Refusal> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Parts, Refusal> {
     // What the gateway adds to a client's fields are some ten, and those of the operator.
     let mut storage = [const { MaybeUninit::uninit() }; FIELD_COUNT_MAX + 128];
     let mut parsed = httparse::Request::new(&mut []);
@@ -204,7 +228,7 @@ fn refused(refusal: Refusal, is_head: bool) -> Response<Content> {
 }
 
 /// The response that these bytes are, which our own path would send.
-fn written(bytes: &[u8], is_head: bool) -> Response<Content> {
+pub(super) fn written(bytes: &[u8], is_head: bool) -> Response<Content> {
     let mut storage = [httparse::EMPTY_HEADER; 16];
     let mut parsed = httparse::Response::new(&mut storage);
     let parsed_size = parsed.parse(bytes).expect("what we write can be parsed");

@@ -6,10 +6,10 @@ use super::super::deflate::DeflateMode;
 use super::super::fault::Problem;
 use super::super::file::{self, Item, Reader, Section};
 use super::super::pattern::{HostPattern, PathPattern, PortSet};
-use super::super::{NO_ROUTE, Origins, Route, Service};
+use super::super::{Auth, NO_ROUTE, Origins, Route, Service};
 use super::networks::networks;
 use super::ports::{PORT_NUMBER, WrittenPort, port_number};
-use super::{Tables, deflate, limits_of, list, name, origins, relay, web};
+use super::{Tables, auth, deflate, limits_of, list, name, origins, relay, web};
 use crate::protocol::http::list::is_token_byte;
 
 const TABLES: Tables = Tables {
@@ -121,6 +121,12 @@ fn route<'t>(
         (Some(service), Some(websocket)) => deflate::deflate(reader, section, service, websocket),
         _ => None,
     };
+    let auth = section.get("auth").map(|item| match (service, &subprotocols) {
+        (Some(service), Some(subprotocols)) => {
+            auth::auth(reader, section, &item, (service, subprotocols), base)
+        }
+        _ => None,
+    });
     let (relay, trusted) = match service {
         Some(service) if service.is_relay() => {
             let relay = relay::relay(reader, section, service, path.as_ref(), ports, base);
@@ -141,7 +147,7 @@ fn route<'t>(
         _ => None,
     };
 
-    let (host, path, port_set) = (host?, path?, port_set?);
+    let (host, path, port_set, auth) = (host?, path?, port_set?, web::whole(auth)?);
     check_path(reader, section, &path, &port_set, service, ports)?;
     let is_rival =
         |other: &Route| other.host == host && other.path == path && other.ports.overlaps(&port_set);
@@ -186,6 +192,8 @@ fn route<'t>(
             Some(redirect) => Some(redirect?),
             None => None,
         },
+        withheld: auth.as_ref().map(Auth::withheld).unwrap_or_default(),
+        auth,
         trusted: trusted?,
         overrides,
     })

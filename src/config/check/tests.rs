@@ -226,8 +226,40 @@ const CASES: &[(&str, &str)] = &[
         r#"3:11: route[0].service: there is no "Echo" here. Did you mean "echo"?"#,
     ),
     (
-        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = true\n",
-        "4:1: route[0].auth: this version has no such key yet. Remove it: it would have no effect.",
+        "[gateway]\ncontrol_socket = \"/run/x\"\n[[route]]\npath = \"/\"\nservice = \"echo\"\n",
+        "2:1: gateway.control_socket: this version has no such key yet. Remove it: it would have no effect.",
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = {}\n",
+        "4:8: route[0].auth: exactly one of jwt and forward has to stand here. Write one of them.",
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = { jwt = { from = [\"header\"] } }\n",
+        "4:16: route[0].auth.jwt: exactly one of key and jwks has to stand here. Write one of them.",
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = { jwt = { key = \"env:NOWHERE_TO_BE_FOUND\", algorithm = \"HS256\" } }\n",
+        r#"4:24: route[0].auth.jwt.key: env:NOWHERE_TO_BE_FOUND is not set. Write "file:PATH" or "env:NAME", where the secret is kept."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = { jwt = { jwks = \"ftp://a/b\" } }\n",
+        r#"4:25: route[0].auth.jwt.jwks: "ftp://a/b" is not a URL of http or https. Write, for example, "https://login.example.com/.well-known/jwks.json"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = { jwt = { jwks = \"https://a/b\" } }\n",
+        r#"4:16: route[0].auth.jwt.jwks_ca: it is missing. Write, for example, jwks_ca = "ca.pem"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = { jwt = { jwks = \"file:x\", from = [\"body\"] } }\n",
+        r#"4:43: route[0].auth.jwt.from[0]: "body" is not a place where a token may stand. Write "header", "cookie:NAME", "query:NAME" or "subprotocol:PREFIX"."#,
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = { jwt = { jwks = \"file:x\", expiry_close_code = 1011 } }\n",
+        "4:55: route[0].auth.jwt.expiry_close_code: 1011 is out of range. Write 1008 to 4999. Of these it is 1008, or one of 3000 to 4999, which applications may use (RFC 6455 section 7.4.2).",
+    ),
+    (
+        "[[route]]\npath = \"/\"\nservice = \"echo\"\nauth = { forward = { url = \"http://a\", headers = [\"Upgrade\"] } }\n",
+        r#"4:51: route[0].auth.forward.headers[0]: "Upgrade" cannot be edited: it concerns one connection alone, and does not pass. Remove it."#,
     ),
     (
         "[[route]]\npath = \"/\"\nservice = \"page\"\ndeflate = true\n",

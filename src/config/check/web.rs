@@ -124,7 +124,7 @@ fn codings<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Vec<Coding>> 
 
 /// What was written, unless it had a fault.
 #[expect(clippy::option_option, reason = "what is not written is no fault")]
-fn whole<T>(written: Option<Option<T>>) -> Option<Option<T>> {
+pub(super) fn whole<T>(written: Option<Option<T>>) -> Option<Option<T>> {
     match written {
         Some(value) => value.map(Some),
         None => Some(None),

@@ -75,7 +75,7 @@ impl fmt::Display for FieldFault {
 }
 
 /// Whether a field may have this value: visible ASCII, with spaces and tabs between (RFC 9110 section 5.5).
-pub(in crate::config) fn is_value(value: &str) -> bool {
+pub fn is_value(value: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_graphic() || byte == b' ' || byte == b'\t';
     value.bytes().all(is_allowed) && value.trim_ascii() == value
 }

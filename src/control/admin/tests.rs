@@ -26,7 +26,7 @@ async fn served(token: Option<&str>) -> Served {
     let (phase, phase_seen) = watch::channel(Phase::Serving);
     let names = ["127.0.0.1:9001", "chat.example:80"];
     let upstreams = names.map(str::to_owned).to_vec();
-    let routes = vec![RouteLabels { route: "chat".to_owned(), upstreams }];
+    let routes = vec![RouteLabels { route: "chat".to_owned(), upstreams, asked: Vec::new() }];
     let metrics = Metrics::new(1, vec!["80".to_owned()], routes, SystemTime::UNIX_EPOCH);
     let relay = fixture::relay([
         UpstreamAddress::Socket(names[0].parse().unwrap()),

@@ -54,6 +54,38 @@ impl Edits<'_> {
     }
 }
 
+/// What of a request is kept from an upstream, as it proves who the request is from and is for the gateway alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Withheld<'a> {
+    /// Names of fields, in any case, with hyphens or underscores.
+    pub fields: &'a [String],
+    /// Parameters of the query.
+    pub parameters: &'a [String],
+    /// What subprotocols begin with.
+    pub subprotocols: &'a [String],
+}
+
+impl Withheld<'_> {
+    /// Whether a field of this name does not pass.
+    fn holds_field(&self, name: &str) -> bool {
+        let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+        let is_name = |withheld: &String| {
+            withheld.len() == name.len() && withheld.bytes().map(fold).eq(name.bytes().map(fold))
+        };
+        self.fields.iter().any(is_name)
+    }
+
+    /// Whether a part of a query does not pass.
+    fn holds_parameter(&self, pair: &str) -> bool {
+        self.parameters.iter().any(|name| pair.split('=').next() == Some(name))
+    }
+
+    /// Whether a subprotocol is not offered to an upstream.
+    fn holds_subprotocol(&self, subprotocol: &[u8]) -> bool {
+        self.subprotocols.iter().any(|prefix| subprotocol.starts_with(prefix.as_bytes()))
+    }
+}
+
 /// The beginning of a field's name in lower case, with hyphens for underscores.
 ///
 /// CGI and its heirs hand `X-Forwarded-For` and `X_Forwarded_For` to an application as one variable. So what is not to

@@ -8,6 +8,15 @@ use crate::protocol::closed_set;
 pub enum Refusal {
     /// 400: the request breaks a rule.
     BadRequest(BadRequest),
+    /// 401: the request does not prove who it is from (RFC 6750 section 3).
+    Unauthorized {
+        /// Whether there was a token, which is not good.
+        has_token: bool,
+    },
+    /// 403: its token is good, but not for this (RFC 6750 section 3.1).
+    InsufficientScope,
+    /// 403: who was asked does not let it in.
+    Forbidden,
     /// 403: the route does not allow this Origin.
     OriginNotAllowed,
     /// 404: no route matches the port, host and path.
@@ -42,6 +51,11 @@ pub enum Refusal {
     TransferCodingNotImplemented,
     /// 502: no upstream could be reached, or none made sense.
     BadGateway,
+    /// 503: what would tell whether it is allowed cannot be had.
+    AuthUnavailable {
+        /// When to try again, in seconds from now.
+        retry_after_s: u32,
+    },
     /// 503: all upstreams are full, or unhealthy.
     UpstreamUnavailable {
         /// When to try again, in seconds from now.
@@ -136,6 +150,8 @@ closed_set! {
         SubprotocolsTooMany => "subprotocols_too_many",
         /// A `Sec-WebSocket-Extensions` that breaks its grammar (RFC 6455 section 9.1).
         ExtensionsMalformed => "extensions_malformed",
+        /// More than one `Authorization` (RFC 9110 section 5.3: it is no list).
+        AuthorizationRepeated => "authorization_repeated",
         /// More than one `Origin` (RFC 6454 section 7.3).
         OriginRepeated => "origin_repeated",
     }
@@ -146,7 +162,8 @@ impl Refusal {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest(_) => 400,
-            Self::OriginNotAllowed => 403,
+            Self::Unauthorized { .. } => 401,
+            Self::OriginNotAllowed | Self::InsufficientScope | Self::Forbidden => 403,
             Self::NoRoute => 404,
             Self::MethodNotAllowed { .. } => 405,
             Self::Timeout => 408,
@@ -157,7 +174,10 @@ impl Refusal {
             Self::HeadTooLarge | Self::TooManyFields => 431,
             Self::TransferCodingNotImplemented => 501,
             Self::BadGateway => 502,
-            Self::ConnectionLimit { .. } | Self::Draining { .. } | Self::UpstreamUnavailable { .. } => 503,
+            Self::ConnectionLimit { .. }
+            | Self::Draining { .. }
+            | Self::UpstreamUnavailable { .. }
+            | Self::AuthUnavailable { .. } => 503,
             Self::GatewayTimeout => 504,
             Self::HttpVersion => 505,
         }
@@ -167,6 +187,13 @@ impl Refusal {
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::BadRequest(reason) => reason.sentence(),
+            Self::Unauthorized { has_token: false } => "A token is needed here, and the request has none.",
+            Self::Unauthorized { has_token: true } => "The token of the request is not good, or has expired.",
+            Self::InsufficientScope => "The token of the request is good, but not for this.",
+            Self::Forbidden => "This request is not allowed here.",
+            Self::AuthUnavailable { .. } => {
+                "Whether the request is allowed cannot be found out at the moment; try again later."
+            }
             Self::OriginNotAllowed => "Pages of this origin may not open a WebSocket here.",
             Self::NoRoute => "Nothing is served at this host and path on this port.",
             Self::MethodNotAllowed { .. } => "This method is not served here; Allow lists those that are.",
@@ -217,7 +244,18 @@ impl Refusal {
                 response::append_field(out, "Upgrade", "websocket");
                 response::append_field(out, "Sec-WebSocket-Version", "13");
             }
-            Self::TooManyRequests { retry_after_s }
+            // RFC 6750 section 3.
+            Self::Unauthorized { has_token: false } => {
+                response::append_field(out, "WWW-Authenticate", "Bearer");
+            }
+            Self::Unauthorized { has_token: true } => {
+                response::append_field(out, "WWW-Authenticate", "Bearer error=\"invalid_token\"");
+            }
+            Self::InsufficientScope => {
+                response::append_field(out, "WWW-Authenticate", "Bearer error=\"insufficient_scope\"");
+            }
+            Self::AuthUnavailable { retry_after_s }
+            | Self::TooManyRequests { retry_after_s }
             | Self::ConnectionLimit { retry_after_s }
             | Self::Draining { retry_after_s }
             | Self::UpstreamUnavailable { retry_after_s } => {
@@ -225,6 +263,7 @@ impl Refusal {
             }
             Self::BadRequest(_)
             | Self::OriginNotAllowed
+            | Self::Forbidden
             | Self::NoRoute
             | Self::Timeout
             | Self::ContentTooLarge
@@ -305,6 +344,7 @@ impl BadRequest {
             Self::SubprotocolRepeated => "A subprotocol is offered twice.",
             Self::SubprotocolsTooMany => "Too many subprotocols are offered.",
             Self::ExtensionsMalformed => "The Sec-WebSocket-Extensions field breaks its grammar.",
+            Self::AuthorizationRepeated => "The Authorization field stands more than once.",
             Self::OriginRepeated => "The Origin field stands more than once.",
         }
     }
@@ -321,6 +361,11 @@ mod tests {
     /// Every refusal, each reason for a 400 among them.
     fn all() -> Vec<Refusal> {
         let others = [
+            Refusal::Unauthorized { has_token: false },
+            Refusal::Unauthorized { has_token: true },
+            Refusal::InsufficientScope,
+            Refusal::Forbidden,
+            Refusal::AuthUnavailable { retry_after_s: 4 },
             Refusal::OriginNotAllowed,
             Refusal::NoRoute,
             Refusal::MethodNotAllowed { allow: "GET, HEAD" },

@@ -98,12 +98,12 @@ impl<'h> ResponseHead<'h> {
 }
 
 /// Appends the status line of a response.
-pub(super) fn append_status_line(out: &mut Vec<u8>, status: u16) {
+pub fn append_status_line(out: &mut Vec<u8>, status: u16) {
     write!(out, "HTTP/1.1 {status} {}\r\n", reason_phrase(status)).expect("a Vec takes every byte");
 }
 
 /// Appends one field. The name is a token and the value holds no control byte: they are ours, or were checked.
-pub(in crate::protocol) fn append_field(out: &mut Vec<u8>, name: &str, value: &str) {
+pub fn append_field(out: &mut Vec<u8>, name: &str, value: &str) {
     debug_assert!(list::is_token(name.as_bytes()), "{name:?} is no field name");
     debug_assert!(!value.bytes().any(|byte| byte.is_ascii_control()), "{value:?} would end the field");
     for part in [name, ": ", value, "\r\n"] {
@@ -112,7 +112,7 @@ pub(in crate::protocol) fn append_field(out: &mut Vec<u8>, name: &str, value: &s
 }
 
 /// Appends one field that was parsed or checked: its name is a token, and its value holds no control byte but tabs.
-pub(super) fn append_checked_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub fn append_checked_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     debug_assert!(list::is_token(name.as_bytes()), "{name:?} is no field name");
     debug_assert!(
         !value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t'),
@@ -124,7 +124,7 @@ pub(super) fn append_checked_field(out: &mut Vec<u8>, name: &str, value: &[u8]) 
 }
 
 /// Appends one field whose value is a number.
-pub(super) fn append_number_field(out: &mut Vec<u8>, name: &str, number: impl Display) {
+pub fn append_number_field(out: &mut Vec<u8>, name: &str, number: impl Display) {
     write!(out, "{name}: {number}\r\n").expect("a Vec takes every byte");
 }
 

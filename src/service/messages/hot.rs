@@ -28,7 +28,8 @@ impl Messages {
         let place = Rc::clone(&self.place);
         let (lease, mut buffer) = place.resources().pool.as_ref()?.lend()?;
         let mut cancel = Cancel::default();
-        if let Some(deadline) = busy_until(&self.keepalive, &place) {
+        let expires_at = self.expires_at();
+        if let Some(deadline) = busy_until(&self.keepalive, &place, expires_at) {
             self.client.life.timer.set(deadline);
         }
         let turn = loop {
@@ -36,7 +37,9 @@ impl Messages {
             let client = &mut self.client;
             (received, buffer) = client
                 .stream
-                .receive(buffer, &mut cancel, &client.life.timer, || busy_until(&self.keepalive, &place))
+                .receive(buffer, &mut cancel, &client.life.timer, || {
+                    busy_until(&self.keepalive, &place, expires_at)
+                })
                 .await;
             let size = match received {
                 Received::Bytes(size) => size,
@@ -50,7 +53,7 @@ impl Messages {
                 break turn;
             }
             if self.client.life.timer.is_due() {
-                match busy_until(&self.keepalive, &place) {
+                match busy_until(&self.keepalive, &place, expires_at) {
                     Some(deadline) => self.client.life.timer.set(deadline),
                     None => break Turn::Wait,
                 }
@@ -109,12 +112,14 @@ impl Messages {
 }
 
 /// Until when the connection counts as busy, or `None` where it does not, or where something else is due.
-fn busy_until(keepalive: &Keepalive, place: &Place) -> Option<Tick> {
+fn busy_until(keepalive: &Keepalive, place: &Place, expires_at: Tick) -> Option<Tick> {
     let resources = place.resources();
     let now = resources.timers.now();
     let quiet_at = keepalive.heard.saturating_add(QUIET_AFTER);
     match keepalive.due(&place.patience, now) {
-        Due::At(tick) if quiet_at > now && resources.phase() == Phase::Serving => Some(tick.min(quiet_at)),
+        Due::At(tick) if quiet_at.min(expires_at) > now && resources.phase() == Phase::Serving => {
+            Some(tick.min(quiet_at).min(expires_at))
+        }
         _ => None,
     }
 }

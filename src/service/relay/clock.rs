@@ -71,6 +71,14 @@ impl Relay {
         if self.cut_at.get() != NEVER {
             return Some(next);
         }
+        if let Some(expiry) = &self.expiry {
+            let expires_at = resources.tick_at(expiry.at_s);
+            if now >= expires_at {
+                self.ask_to_leave(expiry.code, End::Expired);
+                return Some(next.min(self.cut_at.get()));
+            }
+            next = next.min(expires_at);
+        }
         let mut keepalive = self.keepalive.get();
         match keepalive.due(&self.place.patience, now) {
             Due::At(tick) => Some(next.min(tick)),

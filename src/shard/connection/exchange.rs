@@ -19,6 +19,7 @@ use crate::net::timers::{TICKS_PER_S, ticks};
 use crate::protocol::http::FIELD_COUNT_MAX;
 use crate::protocol::http::refusal::BadRequest;
 use crate::protocol::http::request::{RequestHead, Version};
+use crate::route::auth::Grant;
 use crate::service::web::body::ContentFault;
 use crate::service::web::gate::{Exchange, Gate, Malformed, Request};
 use crate::service::web::io::BUFFER_SIZE_MAX;
@@ -31,6 +32,8 @@ pub(super) struct Begun {
     request: Request,
     /// Who the client is.
     peer: IpAddr,
+    /// What it may do.
+    grant: Grant,
     /// Whether the client would send another request.
     keeps_alive: bool,
     /// Whether the end of the connection may be the end of the response.
@@ -39,11 +42,17 @@ pub(super) struct Begun {
 
 impl Begun {
     /// The exchange of a request that was read from `bytes` and is followed by `rest`.
-    pub(super) fn new(head: &RequestHead<'_>, bytes: &[u8], rest: &[u8], peer: IpAddr) -> Self {
+    pub(super) fn new(
+        head: &RequestHead<'_>,
+        bytes: &[u8],
+        rest: &[u8],
+        (peer, grant): (IpAddr, Grant),
+    ) -> Self {
         let is_http10 = head.version() == Version::Http10;
         Self {
             request: Request { head: bytes.to_vec(), rest: rest.to_vec(), body: head.body() },
             peer,
+            grant,
             // Without chunks only the end of the connection could end most responses.
             keeps_alive: head.keeps_alive() && !is_http10,
             is_http10,
@@ -92,16 +101,16 @@ impl Connection {
     }
 
     async fn run(&self, place: &Rc<Place>, exchange: &Exchange, begun: Begun) -> Outcome {
-        let Begun { request, peer, keeps_alive, is_http10 } = begun;
+        let Begun { request, peer, grant, keeps_alive, is_http10 } = begun;
         let gate = match Gate::new(&self.client, exchange, request) {
             Ok(gate) => gate,
             Err(Malformed) => return Outcome::Malformed,
         };
         let table = Rc::clone(&self.table);
         let service = service_fn(|request| {
-            let table = &table;
+            let (table, grant) = (&table, &grant);
             async move {
-                let mut response = respond(table, place, peer, request).await;
+                let mut response = respond(table, place, (peer, grant), request).await;
                 // RFC 9112 section 9.6. Whoever has not sent all of a body cannot be told where the next request begins.
                 if !exchange.is_read() || table.port().resources.phase() != Phase::Serving {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

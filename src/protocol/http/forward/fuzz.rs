@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use super::{Edits, FoldedName, RequestPassage, Sender, response, trace};
+use super::{Edits, FoldedName, RequestPassage, Sender, Withheld, response, trace};
 use crate::protocol::{
     http::{
         Field,
@@ -67,6 +67,8 @@ fn pass_request(head: &RequestHead<'_>, opening: &Opening<'_>, choice: u8) {
         is_secure: true,
         port: 443,
         edits,
+        withheld: Withheld::default(),
+        granted: &[],
         random: [7; 24],
     };
     let mut out = Vec::new();

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 use std::io::Write as _;
 
-use super::{Edits, FoldedName, RequestId, Sender, append_list, holds_name, trace};
+use super::{Edits, FoldedName, RequestId, Sender, Withheld, append_list, holds_name, trace};
 use crate::protocol::http::{
     Field, list,
     refusal::{BadRequest, Refusal},
@@ -13,6 +13,8 @@ use crate::protocol::http::{
 
 /// How many options, beside the usual ones, a `Connection` may list. Each is compared with each field.
 const CONNECTION_OPTION_COUNT_MAX: usize = 16;
+
+const SUBPROTOCOL_FIELD: &str = "sec-websocket-protocol";
 
 /// How a request is passed on.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,10 @@ pub struct RequestPassage<'a> {
     pub port: u16,
     /// What the operator would have become of the fields.
     pub edits: Edits<'a>,
+    /// What does not pass, as it was for the gateway.
+    pub withheld: Withheld<'a>,
+    /// Fields that are added, as they say who the request was found to be from; of those that [`Self::withheld`] names.
+    pub granted: &'a [(String, String)],
     /// Random bytes, used once: 16 for the request's and the trace's id, 8 for the id of the gateway's part in it.
     pub random: [u8; 24],
 }
@@ -112,7 +118,13 @@ impl RequestPassage<'_> {
                 append_checked_field(out, name, value);
             }
         }
+        if !self.withheld.subprotocols.is_empty() {
+            self.write_subprotocols(head, out);
+        }
         self.edits.write(out);
+        for (name, value) in self.granted.iter().filter(|(name, _)| !self.edits.sets(name)) {
+            append_checked_field(out, name, value.as_bytes());
+        }
         write_connection(out);
         self.write_sender(head, out);
         if self.edits.pass("x-request-id") {
@@ -135,11 +147,30 @@ impl RequestPassage<'_> {
         for part in [head.method(), " ", path] {
             out.extend_from_slice(part.as_bytes());
         }
-        if let Some(query) = head.query() {
-            out.push(b'?');
-            out.extend_from_slice(query.as_bytes());
+        match head.query() {
+            Some(query) if self.withheld.parameters.is_empty() => {
+                out.push(b'?');
+                out.extend_from_slice(query.as_bytes());
+            }
+            Some(query) => {
+                let mut separator = b'?';
+                for pair in query.split('&').filter(|pair| !self.withheld.holds_parameter(pair)) {
+                    out.push(std::mem::replace(&mut separator, b'&'));
+                    out.extend_from_slice(pair.as_bytes());
+                }
+            }
+            None => {}
         }
         out.extend_from_slice(b" HTTP/1.1\r\n");
+    }
+
+    /// Appends the subprotocols that the upstream is offered, where some are not; the field itself does not pass then.
+    fn write_subprotocols(&self, head: &RequestHead<'_>, out: &mut Vec<u8>) {
+        let offered = list::list(head.fields(), SUBPROTOCOL_FIELD);
+        let offered: Vec<&[u8]> = offered.filter(|one| !self.withheld.holds_subprotocol(one)).collect();
+        if !offered.is_empty() {
+            append_checked_field(out, "Sec-WebSocket-Protocol", &offered.join(&b", "[..]));
+        }
     }
 
     /// Whether a field passes as it came.
@@ -149,6 +180,10 @@ impl RequestPassage<'_> {
             b"host" | b"expect" | b"forwarded" | b"x-forwarded-for" | b"x-request-id" => false,
             b"traceparent" | b"tracestate" => has_traceparent && !folded.has_underscore,
             _ if folded.is_of_the_connection() => false,
+            _ if self.withheld.holds_field(name) => false,
+            _ if !self.withheld.subprotocols.is_empty() && name.eq_ignore_ascii_case(SUBPROTOCOL_FIELD) => {
+                false
+            }
             _ if folded.is_of_the_handshake() => !folded.has_underscore,
             _ if folded.is_of_the_sender() => self.sender.is_believed() && !folded.has_underscore,
             _ => !listed.contains(name),
@@ -266,6 +301,8 @@ mod tests {
             is_secure: true,
             port: 8443,
             edits,
+            withheld: Withheld::default(),
+            granted: &[],
             random: RANDOM,
         };
         let mut out = b"before ".to_vec();
@@ -299,6 +336,8 @@ mod tests {
             is_secure: false,
             port: 80,
             edits: Edits::default(),
+            withheld: Withheld::default(),
+            granted: &[],
             random: RANDOM,
         };
         let mut out = Vec::new();
@@ -504,6 +543,8 @@ mod tests {
             is_secure: false,
             port: 80,
             edits: Edits::default(),
+            withheld: Withheld::default(),
+            granted: &[],
             random: RANDOM,
         };
         let _ = passage.write(&head, &mut Vec::new());

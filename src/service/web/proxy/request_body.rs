@@ -53,9 +53,11 @@ impl RequestBody {
     }
 
     /// No body.
-    pub(super) fn none(port: &Rc<Port>) -> Self {
+    pub fn none(port: &Rc<Port>) -> Self {
         let timer = Timer::new(Rc::clone(port));
-        Self { incoming: None, timer, silence: 0, deadline: None, left: 0, progress: Rc::default() }
+        let progress = Rc::<Progress>::default();
+        progress.is_whole.set(true);
+        Self { incoming: None, timer, silence: 0, deadline: None, left: 0, progress }
     }
 
     fn fail(&self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, ContentFault>>> {
