@@ -122,6 +122,7 @@ impl Gateway {
             config: Arc::new(config),
             desk: None,
             keyrings: Vec::new(),
+            memory: std::sync::Arc::default(),
             folders: Vec::new(),
             listeners: vec![Listener {
                 port_index: 0,
@@ -130,6 +131,7 @@ impl Gateway {
                 tls: None,
                 cells: metrics.port_cells(0, 0),
                 admission: Admission::new(100),
+                addresses: None,
             }],
             admission: Admission::new(100),
             cells: metrics.shard_cells(0),

@@ -13,7 +13,7 @@ mod tls;
 mod web;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,6 +36,14 @@ const RESOLVE_INTERVAL: Bounds = Bounds {
     min: 1000,
     reason: "It is given in milliseconds; a resolver is not asked more than once a second, and one day is the longest.",
     ..limits::TIMEOUT
+};
+
+const MEMORY_MAX: Bounds = Bounds {
+    unit: Unit::Bytes,
+    min: 16 << 20,
+    max: 1 << 50,
+    zero: Some("none"),
+    reason: "Below 16MiB there is hardly room for anybody.",
 };
 
 /// See [`Config::from_toml`].
@@ -74,8 +82,12 @@ fn syntax_faults(text: &str, errors: &[toml::de::Error]) -> Vec<Fault> {
 }
 
 fn gateway<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Gateway {
-    let mut gateway =
-        Gateway { shards: None, io_driver: IoDriver::Auto, resolve_interval: Duration::from_secs(30) };
+    let mut gateway = Gateway {
+        shards: None,
+        io_driver: IoDriver::Auto,
+        resolve_interval: Duration::from_secs(30),
+        memory_max: None,
+    };
     if let Some(section) = reader.section(root, "gateway", &file::GATEWAY) {
         if let Some(item) = section.get("shards") {
             let shards = reader.number(&item, SHARDS).and_then(|shards| usize::try_from(shards).ok());
@@ -89,6 +101,11 @@ fn gateway<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Gateway {
             && let Some(interval) = reader.number(&item, RESOLVE_INTERVAL)
         {
             gateway.resolve_interval = Duration::from_millis(interval);
+        }
+        if let Some(item) = section.get("memory_max")
+            && let Some(max) = reader.number(&item, MEMORY_MAX)
+        {
+            gateway.memory_max = NonZeroU64::new(max);
         }
     }
     gateway

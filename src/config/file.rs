@@ -19,7 +19,7 @@ pub(super) struct Schema {
 pub(super) const ROOT: Schema =
     Schema { title: "the file", keys: &["gateway", "admin", "limits", "port", "route"] };
 pub(super) const GATEWAY: Schema =
-    Schema { title: "[gateway]", keys: &["shards", "io_driver", "resolve_interval_ms"] };
+    Schema { title: "[gateway]", keys: &["shards", "io_driver", "resolve_interval_ms", "memory_max"] };
 pub(super) const ADMIN: Schema = Schema { title: "[admin]", keys: &["listen", "token"] };
 pub(super) const LIMITS: Schema = Schema { title: "[limits]", keys: limits::KEYS };
 pub(super) const PORT: Schema = Schema {
@@ -33,6 +33,8 @@ pub(super) const PORT: Schema = Schema {
         "public_host",
         "public_port",
         "proxy_protocol",
+        "allow",
+        "deny",
         "limits",
     ],
 };
@@ -54,6 +56,9 @@ pub(super) const ROUTE: Schema = Schema {
         "subprotocols",
         "deflate",
         "auth",
+        "allow",
+        "deny",
+        "rate_policy",
         "limits",
         "upstreams",
         "upstream_path",
@@ -138,10 +143,7 @@ pub(super) const SCHEMAS: &[&Schema] = &[
 
 /// The keys that documentation of Ringway as a whole names and this version has no code for, by their table. To take
 /// and ignore one would leave an operator without what it promises. Each leaves with the change that brings it.
-const KEYS_NOT_YET: &[(&str, &[&str])] =
-    &[("[gateway]", &["control_socket"]), ("[limits]", PER_ADDRESS), ("[port.limits]", PER_ADDRESS)];
-/// Limits whose 0 means off, which this version can do.
-const PER_ADDRESS: &[&str] = &["connections_per_address_max", "handshakes_per_address_per_s"];
+const KEYS_NOT_YET: &[(&str, &[&str])] = &[("[gateway]", &["control_socket"])];
 /// The services that this version has no code for, likewise.
 pub(super) const SERVICES_NOT_YET: &[&str] = &["topics"];
 
@@ -427,9 +429,6 @@ impl<'t> Reader<'t> {
             let not_yet =
                 KEYS_NOT_YET.iter().any(|(title, keys)| *title == schema.title && keys.contains(&name));
             let problem = match value.get_ref() {
-                DeValue::Integer(zero) if PER_ADDRESS.contains(&name) && not_yet && zero.as_str() == "0" => {
-                    continue;
-                }
                 _ if not_yet => Problem::KeyNotYet,
                 _ => Problem::UnknownKey {
                     name: name.to_owned(),

@@ -20,6 +20,12 @@ pub struct Limits {
     pub request_head_count_max: usize,
     /// Open connections of one port; `None` is as many as the gateway has descriptors for, all ports together.
     pub connections_max: Option<u32>,
+    /// Open connections of one address at one port; `None` for as many as there are.
+    pub connections_per_address_max: Option<NonZeroU32>,
+    /// Opening handshakes of one address at one port in a second, with a second's worth at once.
+    pub handshakes_per_address_per_s: Option<NonZeroU32>,
+    /// How many leading bits of an IPv6 address stand for somebody: who has a network has all of its addresses.
+    pub ipv6_prefix: u8,
     /// Bytes of a message, all of its fragments together: a message may be assembled in memory, so what clients can make
     /// a port hold is this times its `connections_max`.
     pub message_size_max: usize,
@@ -58,6 +64,9 @@ impl Limits {
         request_head_size_max: 16 << 10,
         request_head_count_max: 100,
         connections_max: None,
+        connections_per_address_max: None,
+        handshakes_per_address_per_s: None,
+        ipv6_prefix: 64,
         message_size_max: 16 << 20,
         frame_size_max: 16 << 20,
         messages_per_s: None,
@@ -133,7 +142,7 @@ pub(super) const TIMEOUT_OR_OFF: Bounds = Bounds { zero: Some("off"), ..TIMEOUT 
 const SIZE_MAX: u64 = 1 << 30;
 
 /// The limits that `[route.limits]` cannot set, because they are at work before a route is known.
-const BEFORE_ROUTE_COUNT: usize = 4;
+const BEFORE_ROUTE_COUNT: usize = 7;
 
 /// Every limit: first those at work before a route is known, then those that a route may set too.
 pub(super) const TABLE: &[Limit] = &[
@@ -181,6 +190,42 @@ pub(super) const TABLE: &[Limit] = &[
                 (value != 0).then(|| u32::try_from(value).expect("the range ends at ten million"));
         },
         get: |limits| limits.connections_max.map_or(0, u64::from),
+    },
+    Limit {
+        key: "connections_per_address_max",
+        bounds: Bounds {
+            unit: Unit::Count,
+            min: 1,
+            max: 10_000_000,
+            zero: Some("off"),
+            reason: "No process can open more than ten million descriptors with the kernel's usual settings.",
+        },
+        set: |limits, value| limits.connections_per_address_max = rate(value),
+        get: |limits| limits.connections_per_address_max.map_or(0, |max| u64::from(max.get())),
+    },
+    Limit {
+        key: "handshakes_per_address_per_s",
+        bounds: Bounds {
+            unit: Unit::Count,
+            min: 1,
+            max: 1_000,
+            zero: Some("off"),
+            reason: "Whoever may do more than a thousand in a second needs no limit.",
+        },
+        set: |limits, value| limits.handshakes_per_address_per_s = rate(value),
+        get: |limits| limits.handshakes_per_address_per_s.map_or(0, |rate| u64::from(rate.get())),
+    },
+    Limit {
+        key: "ipv6_prefix",
+        bounds: Bounds {
+            unit: Unit::Count,
+            min: 16,
+            max: 128,
+            zero: None,
+            reason: "It counts the leading bits of an address that stand for one client; providers hand out 64 or fewer.",
+        },
+        set: |limits, value| limits.ipv6_prefix = u8::try_from(value).expect("the range ends at 128"),
+        get: |limits| limits.ipv6_prefix.into(),
     },
     Limit {
         key: "message_size_max",
@@ -319,6 +364,10 @@ fn size(value: u64) -> usize {
     usize::try_from(value).expect("the ranges of sizes end at one gibibyte")
 }
 
+fn rate(value: u64) -> Option<NonZeroU32> {
+    NonZeroU32::new(u32::try_from(value).expect("the range ends at ten million"))
+}
+
 fn optional_duration(value: u64) -> Option<Duration> {
     (value != 0).then(|| Duration::from_millis(value))
 }
@@ -359,9 +408,15 @@ mod tests {
     #[test]
     fn what_works_before_a_route_is_known_is_no_key_of_a_route() {
         assert_eq!(ROUTE_KEYS.len(), TABLE.len() - BEFORE_ROUTE_COUNT);
-        for key in
-            ["handshake_timeout_ms", "request_head_size_max", "request_head_count_max", "connections_max"]
-        {
+        for key in [
+            "handshake_timeout_ms",
+            "request_head_size_max",
+            "request_head_count_max",
+            "connections_max",
+            "connections_per_address_max",
+            "handshakes_per_address_per_s",
+            "ipv6_prefix",
+        ] {
             assert!(KEYS.contains(&key) && !ROUTE_KEYS.contains(&key), "{key}");
         }
     }

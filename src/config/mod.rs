@@ -22,7 +22,7 @@ pub mod upstream;
 pub mod web;
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
 
@@ -132,6 +132,8 @@ pub struct Gateway {
     pub io_driver: IoDriver,
     /// How often the names of upstreams are resolved again.
     pub resolve_interval: Duration,
+    /// Bytes of memory that the process is to stay below; `None` for whatever there is.
+    pub memory_max: Option<NonZeroU64>,
 }
 
 closed_set! {
@@ -175,8 +177,29 @@ pub struct Port {
     /// From where connections must come that begin with a PROXY header, at least one network; `None` where there is no
     /// such header.
     pub proxy_protocol: Option<Vec<IpNet>>,
+    /// Who may connect.
+    pub access: Access,
     /// The limits at this port, before those of a route: `[limits]` with `[port.limits]` laid over.
     pub limits: Limits,
+}
+
+/// Which addresses may come, to a port or on a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// The networks that may; empty where all may.
+    pub allow: Vec<IpNet>,
+    /// The networks that may not, whatever is said of them otherwise.
+    pub deny: Vec<IpNet>,
+}
+
+closed_set! {
+    /// What becomes of a client that sends more than its rate allows.
+    pub enum RatePolicy {
+        /// It is closed with 1008.
+        Close => "close",
+        /// It is not read until it may send again.
+        Pause => "pause",
+    }
 }
 
 closed_set! {
@@ -222,6 +245,10 @@ pub struct Route {
     pub files: Option<web::Files>,
     /// The networks whose forwarding fields are believed.
     pub trusted: Vec<IpNet>,
+    /// Whose requests are served, by the address of the client.
+    pub access: Access,
+    /// What becomes of a client that sends too much.
+    pub rate_policy: RatePolicy,
     /// What `[route.limits]` lays over the port's limits.
     overrides: limits::Overrides,
 }
@@ -358,7 +385,10 @@ mod tests {
             let is_table = |line: &str| line.starts_with('[') && line.ends_with(']');
             let is_key = |line: &str| {
                 line.split_once(" = ").is_some_and(|(key, _)| {
-                    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                    !key.is_empty()
+                        && key
+                            .bytes()
+                            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
                 })
             };
             // True exactly while the table around is one that is an example.

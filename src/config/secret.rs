@@ -44,7 +44,8 @@ impl Secret {
         base: &Path,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, SecretFault> {
-        let (source, value) = read_from(reference, base, variable)?;
+        let (source, mut value) = read_from(reference, base, variable)?;
+        value.truncate(value.trim_ascii_end().len());
         if !(SIZE_MIN..=SIZE_MAX).contains(&value.len()) {
             return Err(SecretFault::Size { source });
         }
@@ -130,9 +131,17 @@ impl fmt::Display for SecretFault {
     }
 }
 
-/// What `reference` names, as with [`Secret::load`], and where that was read; of whatever size and characters.
+/// What `reference` names, as with [`Secret::load`], and where that was read; of whatever characters, at least one.
 pub(super) fn read(reference: &str, base: &Path) -> Result<(SecretSource, Vec<u8>), SecretFault> {
-    read_from(reference, base, |name| std::env::var(name).ok())
+    let (source, mut value) = read_from(reference, base, |name| std::env::var(name).ok())?;
+    // One line end is what editors and `echo` put behind it. More may be a part of the secret.
+    if value.ends_with(b"\n") {
+        value.truncate(value.len() - if value.ends_with(b"\r\n") { 2 } else { 1 });
+    }
+    if value.is_empty() || value.len() > SIZE_MAX {
+        return Err(SecretFault::Size { source });
+    }
+    Ok((source, value))
 }
 
 fn read_from(
@@ -145,7 +154,7 @@ fn read_from(
         Some(("env", name)) if !name.is_empty() => SecretSource::Environment(name.to_owned()),
         _ => return Err(SecretFault::Plain),
     };
-    let mut value = match &source {
+    let value = match &source {
         SecretSource::File(path) => match read_bounded(&base.join(path)) {
             Ok(value) => value,
             Err(cause) => return Err(SecretFault::Unreadable { source, cause: cause.kind() }),
@@ -155,7 +164,6 @@ fn read_from(
             None => return Err(SecretFault::Unset { source }),
         },
     };
-    value.truncate(value.trim_ascii_end().len());
     Ok((source, value))
 }
 

@@ -9,7 +9,9 @@ use super::file::Unit;
 use super::limits::{self, Limit, milliseconds};
 use super::upstream::{HealthKind, LIMITS, Relay, UpstreamTls};
 use super::web::Files;
-use super::{Auth, Config, Deflate, Origins, Port, PortSet, Redirect, Route, Service, size};
+use super::{
+    Access, Auth, Config, Deflate, Origins, Port, PortSet, RatePolicy, Redirect, Route, Service, size,
+};
 
 /// See [`Config::to_toml`].
 pub(super) fn show(config: &Config) -> String {
@@ -26,6 +28,9 @@ fn write(out: &mut String, config: &Config) -> fmt::Result {
     }
     writeln!(out, "io_driver = \"{}\"", config.gateway.io_driver)?;
     writeln!(out, "resolve_interval_ms = {}", milliseconds(config.gateway.resolve_interval))?;
+    if let Some(max) = config.gateway.memory_max {
+        writeln!(out, "memory_max = {}", string(&size::format(max.get())))?;
+    }
 
     writeln!(out, "\n[admin]")?;
     match &config.admin {
@@ -80,6 +85,7 @@ fn write_port(out: &mut String, config: &Config, port: &Port) -> fmt::Result {
     if let Some(trusted) = &port.proxy_protocol {
         writeln!(out, "proxy_protocol = {{ trusted = [{}] }}", strings(trusted))?;
     }
+    write_access(out, &port.access)?;
     let limits = limits::TABLE.iter().map(|limit| (limit, limit.of(&port.limits)));
     write_limits(out, limits.filter(|(limit, value)| *value != limit.of(&config.limits)))
 }
@@ -127,6 +133,10 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
     if let Some(auth) = &route.auth {
         write_auth(out, auth)?;
     }
+    write_access(out, &route.access)?;
+    if route.rate_policy != RatePolicy::Close {
+        writeln!(out, "rate_policy = \"{}\"", route.rate_policy)?;
+    }
     if !route.trusted.is_empty() {
         writeln!(out, "trusted = [{}]", strings(&route.trusted))?;
     }
@@ -141,6 +151,15 @@ fn write_route(out: &mut String, config: &Config, route: &Route) -> fmt::Result 
         Some(relay) => write_relay(out, relay, route.service),
         None => Ok(()),
     }
+}
+
+fn write_access(out: &mut String, access: &Access) -> fmt::Result {
+    for (key, networks) in [("allow", &access.allow), ("deny", &access.deny)] {
+        if !networks.is_empty() {
+            writeln!(out, "{key} = [{}]", strings(networks))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes what a route wants proved.
@@ -318,6 +337,7 @@ mod tests {
             shards = 3
             io_driver = "epoll"
             resolve_interval_ms = 1000
+            memory_max = "512MiB"
             [admin]
             listen = "0.0.0.0:9180"
             token = "file:token"
@@ -335,6 +355,8 @@ mod tests {
             public_scheme = "wss"
             public_host = "ws.example.com"
             public_port = 443
+            allow = ["10.0.0.0/8", "2001:db8::/32"]
+            deny = ["10.1.2.3"]
             proxy_protocol = { trusted = ["10.0.0.0/8", "2001:db8::1"] }
             limits = { handshake_timeout_ms = 7, idle_timeout_ms = 60000 }
             [[port]]
@@ -361,6 +383,8 @@ mod tests {
             path = "/y"
             service = "echo"
             deflate = true
+            allow = ["0.0.0.0/0"]
+            rate_policy = "pause"
             [route.auth.jwt]
             jwks = "http://127.0.0.1:8080/jwks.json?a=b"
             jwks_refresh_interval_ms = 5000

@@ -5,7 +5,9 @@
 //! away those whom its keys let in.
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -160,15 +162,8 @@ impl From<io::Error> for FetchFault {
 async fn fetch(set: &KeySet) -> Result<Keys, FetchFault> {
     let json = match &set.place {
         KeySetPlace::File(file) => {
-            let bytes = tokio::task::spawn_blocking({
-                let path = file.path.clone();
-                move || std::fs::read(path)
-            });
-            let bytes = bytes.await.map_err(io::Error::other)??;
-            if bytes.len() > SET_SIZE_MAX {
-                return Err(FetchFault::Keys(KeyFault::NoSet));
-            }
-            Bytes::from(bytes)
+            let path = file.path.clone();
+            Bytes::from(tokio::task::spawn_blocking(move || read(&path)).await.map_err(io::Error::other)??)
         }
         KeySetPlace::Url { server, target, ca } => {
             let host = server.host();
@@ -192,6 +187,20 @@ async fn fetch(set: &KeySet) -> Result<Keys, FetchFault> {
         }
     };
     keys(json)
+}
+
+/// The content of a regular file, of which there is no more than a set may have.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut content = Vec::new();
+    let size = File::open(path)?.take(SET_SIZE_MAX as u64 + 1).read_to_end(&mut content)?;
+    if size > SET_SIZE_MAX {
+        Err(io::Error::other("it is larger than a set of keys is"))
+    } else {
+        Ok(content)
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is the end of what was fetched")]

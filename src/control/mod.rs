@@ -7,13 +7,14 @@ mod certificates;
 mod folders;
 mod health;
 mod key_sets;
+mod memory;
 mod names;
 mod shards;
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -217,6 +218,7 @@ impl Gateway {
         let mut tasks = watch_upstreams(&config, &groups).await;
         certificates::watch(&tls, &metrics, signals.hang_ups(), &mut tasks);
         let folders = folders::open(&config)?;
+        metrics.memory().set_ceiling(config.gateway.memory_max.map_or(0, NonZeroU64::get));
         let keyrings = key_sets::watch(&config, &metrics, &mut tasks).await;
         let parts = shards::Parts {
             config: &config,
@@ -291,6 +293,7 @@ impl Gateway {
             }))
         });
         let giving_back = tokio::spawn(give_memory_back());
+        let watching = tokio::spawn(memory::watch(self.state.metrics.memory()));
         let outcome = tokio::select! {
             name = signals.stop() => {
                 tracing::info!(signal = name, "draining: clients are asked to leave; another signal cuts them off");
@@ -301,6 +304,7 @@ impl Gateway {
             Some(_) = self.tasks.join_next() => Err(RunError::TaskEnded),
         };
         giving_back.abort();
+        watching.abort();
         // Until here, so that the last that a scrape sees is how the drain went.
         drop(stop_admin);
         if let Some(admin) = admin {

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::listen::Listeners;
 use crate::route::auth::Keyring;
+use crate::service::addresses::Addresses;
 use crate::service::admission::Admission;
 use crate::service::upstream::Group;
 use crate::service::web::files::readers::Readers;
@@ -92,6 +93,7 @@ impl Shards {
                 desk,
                 folders: folders.folders.clone(),
                 keyrings: keyrings.to_vec(),
+                memory: metrics.memory(),
                 listeners: Vec::new(),
                 admission: Arc::clone(&admission),
                 cells: metrics.shard_cells(index),
@@ -106,6 +108,14 @@ impl Shards {
                 .min(connections_max);
             metrics.port_state(port_index).set_connections_limit(max.into());
             let admission = Admission::new(max);
+            let limits = &config.ports[port_index].limits;
+            let addresses = Addresses::new(
+                limits.connections_per_address_max,
+                limits.handshakes_per_address_per_s,
+                limits.ipv6_prefix,
+            );
+            let size = addresses.as_ref().map_or(0, |addresses| addresses.size());
+            metrics.port_state(port_index).set_address_tables_size(size as u64);
             let Some(listeners) = listeners else { continue };
             let number = listeners.address.port();
             for (setup, socket) in setups.iter_mut().zip(listeners.sockets) {
@@ -117,6 +127,7 @@ impl Shards {
                     tls: tls[port_index].as_ref().map(|tls| tls.settings()),
                     cells,
                     admission: Arc::clone(&admission),
+                    addresses: addresses.clone(),
                 });
             }
         }

@@ -4,7 +4,7 @@ use super::cell::{Counter, DurationHistogram, Gauge, SizeHistogram};
 use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
-use super::outcome::{AuthRefusal, End, HandshakeResult, TlsFailure, TlsHandshake};
+use super::outcome::{AddressRefusal, AuthRefusal, End, HandshakeResult, TlsFailure, TlsHandshake};
 use crate::protocol::websocket::close::CloseCode;
 use crate::protocol::websocket::frame::{Opcode, Tally};
 use crate::protocol::websocket::violation::ViolationKind;
@@ -44,6 +44,7 @@ pub struct PortCells {
     pub(super) ended: [Counter; End::COUNT],
     pub(super) handshakes: [Counter; HandshakeResult::COUNT],
     pub(super) auth_refusals: [Counter; AuthRefusal::COUNT],
+    pub(super) address_refusals: [Counter; AddressRefusal::COUNT],
     pub(super) closes: [[Counter; CloseCodeLabel::COUNT]; Initiator::COUNT],
     pub(super) violations: [Counter; ViolationKind::COUNT],
     pub(super) frames: [[Counter; FrameKind::COUNT]; Direction::COUNT],
@@ -86,6 +87,7 @@ impl PortCells {
             ended: counters(),
             handshakes: counters(),
             auth_refusals: counters(),
+            address_refusals: counters(),
             closes: std::array::from_fn(|_| counters()),
             violations: counters(),
             frames: std::array::from_fn(|_| counters()),
@@ -109,6 +111,12 @@ impl PortCells {
     #[inline]
     pub fn handshake(&self, result: HandshakeResult) {
         self.handshakes[result.index()].increment();
+    }
+
+    /// Counts why somebody is refused for the address that he comes from.
+    #[inline]
+    pub fn address_refusal(&self, reason: AddressRefusal) {
+        self.address_refusals[reason.index()].increment();
     }
 
     /// Counts why a request did not prove who it is from.

@@ -17,7 +17,9 @@ use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, ReloadResult,
     SlowClientOutcome, StatusClass,
 };
-use super::outcome::{AuthRefusal, ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
+use super::outcome::{
+    AddressRefusal, AuthRefusal, ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake,
+};
 use super::process::ProcessUse;
 use super::totals::PortTotals;
 use super::upstream::RelayTotals;
@@ -114,6 +116,20 @@ impl ShardCollector {
                     }
                 }
             }
+            Family::AddressRefusals => {
+                for (port, totals) in ports {
+                    for reason in AddressRefusal::ALL {
+                        series.push(&[port, reason.label()], exact(totals.address_refusals[reason.index()]));
+                    }
+                }
+            }
+            Family::AddressTables => {
+                for port in &self.sources.ports {
+                    series.push(&[&port.label], exact(port.state.address_tables_size()));
+                }
+            }
+            Family::MemoryCeiling => series.push_known(self.sources.memory.ceiling().map(exact)),
+            Family::MemoryLevel => series.push(&[], f64::from(self.sources.memory.level())),
             Family::KeySetFetches => {
                 for (route, cells) in self.sources.key_sets.get().into_iter().flatten() {
                     for result in ReloadResult::ALL {
@@ -376,6 +392,7 @@ const fn may_close(initiator: Initiator, code: CloseCodeLabel, has_relays: bool)
                     | CloseCodeLabel::MessageTooBig
                     | CloseCodeLabel::InternalError
                     | CloseCodeLabel::ServiceRestart
+                    | CloseCodeLabel::TryAgainLater
             ) || has_relays && matches!(code, CloseCodeLabel::BadGateway)
         }
         Initiator::Upstream => has_relays,

@@ -56,6 +56,14 @@ families! {
         "WebSocket opening handshakes, by what became of them.";
     AuthRefusals COUNTER "ringway_auth_refusals_total" ["port" "reason"]
         "Requests that did not prove who they are from, by why not.";
+    AddressRefusals COUNTER "ringway_address_refusals_total" ["port" "reason"]
+        "Connections and handshakes that were refused for the address that they came from, by why.";
+    AddressTables GAUGE "ringway_address_tables_bytes" ["port"]
+        "Memory of the tables of what is limited by address, in bytes.";
+    MemoryCeiling GAUGE "ringway_memory_ceiling_bytes" []
+        "Memory that the process is to stay below, in bytes; there where it was set.";
+    MemoryLevel GAUGE "ringway_memory_level" []
+        "How short memory is: 0, 1 without buffers for busy connections, 2 without new clients, 3 asking quiet ones to leave.";
     KeySetFetches COUNTER "ringway_jwks_fetches_total" ["route" "result"]
         "Times that the keys of a route were fetched, by whether they are in force.";
     KeySetKeys GAUGE "ringway_jwks_keys" ["route"]

@@ -13,7 +13,7 @@ mod process;
 mod totals;
 mod upstream;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -30,7 +30,9 @@ pub use labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Driver, Form, FrameKind, Initiator, ReloadResult,
     SlowClientOutcome, StatusClass,
 };
-pub use outcome::{AuthRefusal, ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake};
+pub use outcome::{
+    AddressRefusal, AuthRefusal, ConnectResult, End, HandshakeResult, TlsFailure, TlsHandshake,
+};
 pub use process::ProcessUse;
 pub use totals::PortTotals;
 pub use upstream::{ClientNetwork, Load, RelayCells, Standing, UpstreamState};
@@ -81,6 +83,7 @@ impl Metrics {
             certificates: ArcSwap::default(),
             certificate_reloads: std::array::from_fn(|_| AtomicU64::new(0)),
             key_sets: OnceLock::new(),
+            memory: Arc::default(),
             driver: OnceLock::new(),
             started_timestamp_seconds,
         });
@@ -142,6 +145,11 @@ impl Metrics {
         self.sources.certificate_reloads[result.index()].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How short memory is, to keep and to look at.
+    pub fn memory(&self) -> Arc<MemoryState> {
+        Arc::clone(&self.sources.memory)
+    }
+
     /// Says where the sets of keys are counted, each with the name of its route. Later calls change nothing.
     pub fn set_key_sets(&self, key_sets: Vec<(String, Arc<KeySetCells>)>) {
         self.sources.key_sets.get_or_init(|| key_sets);
@@ -188,6 +196,7 @@ pub struct PortState {
     is_up: AtomicBool,
     is_draining: AtomicBool,
     connections_limit: AtomicU64,
+    address_tables_size: AtomicU64,
 }
 
 impl PortState {
@@ -211,6 +220,16 @@ impl PortState {
         self.is_draining.load(Ordering::Acquire)
     }
 
+    /// Says how much memory the tables of what is limited by address take, in bytes.
+    pub fn set_address_tables_size(&self, size: u64) {
+        self.address_tables_size.store(size, Ordering::Release);
+    }
+
+    /// How much memory the tables of what is limited by address take, in bytes.
+    pub fn address_tables_size(&self) -> u64 {
+        self.address_tables_size.load(Ordering::Acquire)
+    }
+
     /// Says how many connections the port will hold at once, on all shards together.
     pub fn set_connections_limit(&self, limit: u64) {
         self.connections_limit.store(limit, Ordering::Release);
@@ -219,6 +238,44 @@ impl PortState {
     /// How many connections the port will hold at once, on all shards together.
     pub fn connections_limit(&self) -> u64 {
         self.connections_limit.load(Ordering::Acquire)
+    }
+}
+
+/// How short memory is; the control thread keeps it, and shards look.
+#[derive(Debug, Default)]
+pub struct MemoryState {
+    /// 0 where there is none.
+    ceiling: AtomicU64,
+    level: AtomicU8,
+}
+
+impl MemoryState {
+    /// From here on busy connections get no buffers of their own.
+    pub const NO_BUFFERS: u8 = 1;
+    /// From here on nobody new is let in.
+    pub const NOBODY_NEW: u8 = 2;
+    /// From here on clients that are quiet are asked to leave.
+    pub const QUIET_LEAVE: u8 = 3;
+
+    /// Says what the process is to stay below, in bytes.
+    pub fn set_ceiling(&self, ceiling: u64) {
+        self.ceiling.store(ceiling, Ordering::Relaxed);
+    }
+
+    /// What the process is to stay below, in bytes, if anything.
+    pub fn ceiling(&self) -> Option<u64> {
+        Some(self.ceiling.load(Ordering::Relaxed)).filter(|ceiling| *ceiling != 0)
+    }
+
+    /// Says how short it is, 0 to 3.
+    pub fn set_level(&self, level: u8) {
+        self.level.store(level, Ordering::Relaxed);
+    }
+
+    /// How short it is, 0 to 3.
+    #[inline]
+    pub fn level(&self) -> u8 {
+        self.level.load(Ordering::Relaxed)
     }
 }
 
@@ -261,6 +318,7 @@ struct Sources {
     relays: Vec<Option<RelaySource>>,
     certificates: ArcSwap<Vec<(String, u64)>>,
     certificate_reloads: [AtomicU64; ReloadResult::COUNT],
+    memory: Arc<MemoryState>,
     /// With the names of their routes.
     key_sets: OnceLock<Vec<(String, Arc<KeySetCells>)>>,
     driver: OnceLock<Driver>,

@@ -41,6 +41,8 @@ closed_set! {
         UpstreamUnavailable => "upstream_unavailable",
         /// The upstream went away.
         UpstreamGone => "upstream_gone",
+        /// The gateway asked the client to leave, as memory was short.
+        Memory => "memory",
         /// What the client proved who it is with has expired.
         Expired => "expired",
         /// The gateway asked the client to leave, and it left in time.
@@ -127,6 +129,18 @@ closed_set! {
         UpstreamRefused => "upstream_refused",
         /// No upstream could be reached.
         UpstreamUnavailable => "upstream_unavailable",
+    }
+}
+
+closed_set! {
+    /// Why somebody is refused for the address that he comes from.
+    pub enum AddressRefusal {
+        /// Nobody from there is served.
+        Denied => "denied",
+        /// As many connections as may be are open from there.
+        Connections => "connections",
+        /// As many handshakes as may be were done from there in a second.
+        Handshakes => "handshakes",
     }
 }
 
@@ -260,7 +274,10 @@ impl From<Refusal> for HandshakeResult {
             | Refusal::TransferCodingNotImplemented
             | Refusal::HttpVersion => Self::BadRequest,
             Refusal::OriginNotAllowed => Self::Origin,
-            Refusal::Unauthorized { .. } | Refusal::InsufficientScope | Refusal::Forbidden => Self::Auth,
+            Refusal::Unauthorized { .. }
+            | Refusal::InsufficientScope
+            | Refusal::Forbidden
+            | Refusal::AddressDenied => Self::Auth,
             Refusal::NoRoute => Self::NoRoute,
             Refusal::Timeout => Self::Timeout,
             Refusal::ContentTooLarge
@@ -271,7 +288,9 @@ impl From<Refusal> for HandshakeResult {
             Refusal::UpgradeRequired => Self::NotUpgrade,
             Refusal::BadVersion => Self::BadVersion,
             Refusal::TooManyRequests { .. } => Self::Rate,
-            Refusal::ConnectionLimit { .. } => Self::Limit,
+            Refusal::ConnectionLimit { .. } | Refusal::AddressLimit { .. } | Refusal::MemoryShort { .. } => {
+                Self::Limit
+            }
             Refusal::BadGateway
             | Refusal::UpstreamUnavailable { .. }
             | Refusal::AuthUnavailable { .. }

@@ -33,6 +33,13 @@ impl ProcessUse {
     }
 }
 
+impl ProcessUse {
+    /// Resident memory in bytes, alone.
+    pub fn resident_memory() -> Option<u64> {
+        resident_memory_bytes()
+    }
+}
+
 fn cpu_ns() -> Option<u64> {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(time.tv_sec).ok()?;

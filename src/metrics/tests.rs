@@ -17,6 +17,7 @@ fn two_of_each() -> Metrics {
         SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
     );
     metrics.set_driver(Driver::IoUring);
+    metrics.memory().set_ceiling(1 << 30);
     let key_set = Arc::new(KeySetCells::default());
     key_set.loaded(3);
     key_set.failed();

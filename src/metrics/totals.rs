@@ -7,7 +7,7 @@ use super::cells::{CONNECTION_BOUNDS_NS, LATENCY_BOUNDS_NS, PortCells};
 use super::labels::{
     AcceptErrorReason, CloseCodeLabel, Direction, Form, FrameKind, Initiator, SlowClientOutcome, StatusClass,
 };
-use super::outcome::{AuthRefusal, End, HandshakeResult, TlsFailure, TlsHandshake};
+use super::outcome::{AddressRefusal, AuthRefusal, End, HandshakeResult, TlsFailure, TlsHandshake};
 use crate::protocol::websocket::violation::ViolationKind;
 
 /// The cells of one port, added up over shards. Arrays are indexed by the `index()` of their closed set.
@@ -19,6 +19,7 @@ pub struct PortTotals {
     pub connections_active: u64,
     pub handshakes: [u64; HandshakeResult::COUNT],
     pub auth_refusals: [u64; AuthRefusal::COUNT],
+    pub address_refusals: [u64; AddressRefusal::COUNT],
     pub handshakes_in_progress: u64,
     pub handshake_duration: HistogramTotals,
     pub http_requests: Vec<[u64; StatusClass::COUNT]>,
@@ -66,6 +67,7 @@ impl PortTotals {
             connections_active: 0,
             handshakes: [0; _],
             auth_refusals: [0; _],
+            address_refusals: [0; _],
             handshakes_in_progress: 0,
             handshake_duration: HistogramTotals::new(LATENCY_BOUNDS_NS.len()),
             http_requests: vec![[0; _]; route_count + 1],
@@ -97,6 +99,7 @@ impl PortTotals {
         self.connections_active += cells.connections_active.get();
         add_all(&mut self.handshakes, &cells.handshakes);
         add_all(&mut self.auth_refusals, &cells.auth_refusals);
+        add_all(&mut self.address_refusals, &cells.address_refusals);
         self.handshakes_in_progress += cells.handshakes_in_progress.get();
         cells.handshake_duration.add_to(&mut self.handshake_duration);
         for (into, from) in self.http_requests.iter_mut().zip(&cells.http_requests) {

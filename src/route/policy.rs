@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::config::{Origins, Port, Scheme};
+use crate::config::{Access, Origins, Port, Scheme};
 use crate::protocol::http::origin::OriginRef;
 
 /// Whether a page of `origin` may open a WebSocket on a route with these `origins`.
@@ -29,6 +29,11 @@ pub fn allows_origin(origins: &Origins, origin: Option<&[u8]>, same: OriginRef<'
 pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
+}
+
+/// Whether somebody from this address may come.
+pub fn admits(access: &Access, address: IpAddr) -> bool {
+    (access.allow.is_empty() || is_within(&access.allow, address)) && !is_within(&access.deny, address)
 }
 
 /// The Origin of a page that came from `port`, as its client sees it.

@@ -1,10 +1,13 @@
 //! From accept to the one counted end.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
+use super::addresses;
 use super::place::Port;
-use crate::metrics::End;
+use crate::metrics::{AddressRefusal, End};
 use crate::net::timers::{TICK, Tick, Timer};
+use crate::route::policy;
 
 /// A connection's entry in the books: accepted when made, ended once when dropped.
 ///
@@ -16,6 +19,8 @@ pub struct Life {
     pub timer: Timer<Rc<Port>>,
     accepted: Tick,
     end: Option<End>,
+    /// What its address gives back when it ends, where connections are limited by address.
+    address: Option<addresses::Place>,
     /// True exactly while the connection counts towards the limits of its port and of the gateway.
     is_admitted: bool,
 }
@@ -28,7 +33,7 @@ impl Life {
         port.resources.cells.connections_active.add(1);
         port.resources.occupy();
         let accepted = port.resources.timers.now();
-        Self { timer: Timer::new(Rc::clone(port)), accepted, end: None, is_admitted: false }
+        Self { timer: Timer::new(Rc::clone(port)), accepted, end: None, address: None, is_admitted: false }
     }
 
     /// Asks for leave to stay; `false` where the port or the gateway is at its limit.
@@ -40,6 +45,21 @@ impl Life {
             self.is_admitted = false;
         }
         self.is_admitted
+    }
+
+    /// Asks for leave to stay, for somebody from this address; what it is refused for, where it is.
+    ///
+    /// # Errors
+    /// [`AddressRefusal::Denied`] and [`AddressRefusal::Connections`].
+    pub fn admit_from(&mut self, address: IpAddr) -> Result<(), AddressRefusal> {
+        let port = self.timer.clock();
+        if !policy::admits(&port.access, address) {
+            return Err(AddressRefusal::Denied);
+        }
+        if let Some(addresses) = &port.addresses {
+            self.address = addresses.connect(address).map_err(|_| AddressRefusal::Connections)?;
+        }
+        Ok(())
     }
 
     /// The port that the connection came to.
@@ -65,6 +85,9 @@ impl Drop for Life {
         }
         cells.connections_active.sub(1);
         port.resources.cells.connections_active.sub(1);
+        if let (Some(place), Some(addresses)) = (self.address, &port.addresses) {
+            addresses.disconnect(place);
+        }
         if self.is_admitted {
             for admission in &port.admissions {
                 admission.leave();
@@ -77,7 +100,7 @@ impl Drop for Life {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Limits;
+    use crate::config::{Access, Limits};
     use crate::metrics::{Driver, Metrics};
     use crate::net::clock;
     use crate::net::contain::contain_now;
@@ -94,6 +117,8 @@ mod tests {
             number: 80,
             tls: None,
             proxies: None,
+            access: Access::default(),
+            addresses: None,
             admissions: [Admission::new(1), Admission::new(2)],
         };
         (Rc::new(port), metrics)

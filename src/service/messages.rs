@@ -52,6 +52,8 @@ struct Kept {
     deflated: Option<Deflated>,
     /// When the connection ends, where it is not let in for good.
     expiry: Option<Expiry>,
+    /// Until when nothing is read, as the client has sent more than it may.
+    paused_until: Tick,
 }
 
 /// What was found and agreed on when a connection was opened.
@@ -124,13 +126,14 @@ impl Messages {
         let is_limited = rates.frames_per_s != 0 || rates.bytes_per_s != 0;
         let allowance = is_limited.then(|| Allowance::new(rates, now));
         let deflated = deflate.map(|terms| Deflated::new(&place, terms));
-        let kept = Kept { early, endpoint: Endpoint::new(), allowance, deflated, expiry };
+        let kept = Kept { early, endpoint: Endpoint::new(), allowance, deflated, expiry, paused_until: 0 };
         let keepalive = Keepalive::new(now);
         let deadline = match keepalive.due(&place.patience, now) {
             Due::At(tick) if client.resources().phase() == Phase::Serving => match &kept.expiry {
                 Some(expiry) => tick.min(client.resources().tick_at(expiry.at_s)),
                 None => tick,
-            },
+            }
+            .min(client.resources().looks_at_memory_at()),
             // The shard moved on while the 101 was being sent, and there is no deadline left that it could let pass.
             _ => now,
         };
@@ -160,6 +163,10 @@ impl Messages {
             {
                 return end;
             }
+            if self.is_paused() {
+                Box::pin(self.pause()).await;
+                continue;
+            }
             if self.client.wait().await.is_none() {
                 continue;
             }
@@ -185,14 +192,18 @@ impl Messages {
     fn turn(&mut self) -> Turn {
         let place = Rc::clone(&self.place);
         let mut scratch = place.resources().scratch.lend();
-        match self.client.stream.receive_now(&mut scratch) {
+        let read_size = place.read_size_max.min(scratch.len());
+        match self.client.stream.receive_now(&mut scratch[..read_size]) {
             Received::Bytes(size) => {
                 let since = place.resources().timers.now() - self.keepalive.heard;
                 let is_busy = since <= hot::BUSY_WITHIN && size <= hot::SMALL_READ_MAX;
                 match self.answer_and_send(&mut scratch[..size]) {
                     // TLS goes past the ring: what it would receive is not what is answered.
                     Turn::Wait
-                        if is_busy && place.resources().has_buffer() && !self.client.stream.is_tls() =>
+                        if is_busy
+                            && !place.pauses
+                            && place.resources().has_buffer()
+                            && !self.client.stream.is_tls() =>
                     {
                         Turn::WarmUp
                     }
@@ -230,7 +241,15 @@ impl Messages {
         let outcome = match (&mut kept.allowance, outcome) {
             (Some(allowance), Ok(Heard::Nothing)) => {
                 let frames = exchange.received.frames_sum();
-                allowance.take(&self.place.rates, frames, size, now).map(|()| Heard::Nothing)
+                let owed = allowance.charge(&self.place.rates, frames, size, now);
+                if owed > 0 && self.place.pauses {
+                    kept.paused_until = now.saturating_add(owed);
+                    Ok(Heard::Nothing)
+                } else if owed > 0 {
+                    Err(Violation::RateExceeded)
+                } else {
+                    Ok(Heard::Nothing)
+                }
             }
             (_, outcome) => outcome,
         };
@@ -323,6 +342,9 @@ impl Messages {
             Phase::Cutting => return Some(End::Shutdown),
         }
         let now = self.client.resources().timers.now();
+        if self.client.resources().must_leave(self.keepalive.message) {
+            return Some(self.close(CloseCode::TRY_AGAIN_LATER, End::Memory).await);
+        }
         let expires_at = self.expires_at();
         if now >= expires_at {
             let expiry = self.kept.as_ref().and_then(|kept| kept.expiry).expect("something expires");
@@ -330,7 +352,8 @@ impl Messages {
         }
         match self.keepalive.due(&self.place.patience, now) {
             Due::At(tick) => {
-                self.client.life.timer.set(tick.min(expires_at));
+                let resources = self.client.resources();
+                self.client.life.timer.set(tick.min(expires_at).min(resources.looks_at_memory_at()));
                 None
             }
             Due::Ping => {
@@ -345,6 +368,25 @@ impl Messages {
             }
             Due::PongTimeout => self.give_up().await,
             Due::Idle => Some(self.close(CloseCode::GOING_AWAY, End::Idle).await),
+        }
+    }
+
+    /// Whether the client has sent more than it may, and is not read for now.
+    fn is_paused(&self) -> bool {
+        let until = self.kept.as_ref().map_or(0, |kept| kept.paused_until);
+        until > self.client.resources().timers.now()
+    }
+
+    /// Waits until the client may send again, or until something else is due.
+    async fn pause(&self) {
+        let until = self.kept.as_ref().map_or(0, |kept| kept.paused_until);
+        let timer = &self.client.life.timer;
+        let due = timer.deadline();
+        timer.set(due.min(until));
+        let _ = timer.race(std::future::pending::<()>()).await;
+        // Where it was the pause that has passed, the deadline is what it was.
+        if timer.deadline() == until {
+            timer.set(due);
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! A service is handed a [`Client`] after the 101 and ends it; what it needs for that, the shard lends it.
 
+pub mod addresses;
 pub mod admission;
 pub mod client;
 pub mod deflate;

@@ -1,6 +1,7 @@
 //! Where a connection is: the shard that lends, the port it came to, the route that took it.
 
 use std::cell::{Cell, RefCell};
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -9,11 +10,12 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+use super::addresses::Addresses;
 use super::admission::Admission;
 use super::upstream::Group;
 use super::web::kept::Kept;
-use crate::config::{Deflate, Limits, Relay, Route, Service};
-use crate::metrics::{PortCells, RelayCells, ShardCells};
+use crate::config::{Access, Deflate, Limits, RatePolicy, Relay, Route, Service};
+use crate::metrics::{MemoryState, PortCells, RelayCells, ShardCells};
 use crate::net::clock;
 use crate::net::driver::Driver;
 use crate::net::pool::Pool;
@@ -52,6 +54,12 @@ pub enum Phase {
     Cutting,
 }
 
+/// The most that is read at once of somebody who is paused for what he has sent, in bytes.
+const PAUSED_READ_SIZE_MAX: usize = 4096;
+
+/// How long somebody has said nothing who is quiet.
+const QUIET_AFTER: Tick = 10 * TICKS_PER_S;
+
 /// How many connections beyond the limit a shard lets go politely at one time: each holds a descriptor meanwhile, of
 /// those that are kept from clients for this.
 pub const LINGERING_MAX: u32 = 32;
@@ -87,6 +95,8 @@ pub struct Resources {
     pub codec: RefCell<Codec>,
     /// The shard's own counters.
     pub cells: Arc<ShardCells>,
+    /// How short memory is.
+    pub memory: Arc<MemoryState>,
     phase: Cell<Phase>,
     /// Connections beyond the limit that are being let go politely.
     lingering: Cell<u32>,
@@ -98,7 +108,13 @@ pub struct Resources {
 impl Resources {
     /// Those of a shard that begins to serve.
     pub fn new(cells: Arc<ShardCells>, driver: Driver) -> Rc<Self> {
+        Self::within(Arc::default(), cells, driver)
+    }
+
+    /// The same, where memory may be short.
+    pub fn within(memory: Arc<MemoryState>, cells: Arc<ShardCells>, driver: Driver) -> Rc<Self> {
         Rc::new(Self {
+            memory,
             timers: Timers::new(),
             scratch: Scratch::new(),
             sealed: Rc::default(),
@@ -121,7 +137,18 @@ impl Resources {
 
     /// Whether a busy connection would get a buffer.
     pub fn has_buffer(&self) -> bool {
-        self.pool.as_ref().is_some_and(Pool::has_room)
+        self.pool.as_ref().is_some_and(Pool::has_room) && self.memory.level() < MemoryState::NO_BUFFERS
+    }
+
+    /// When a connection that has nothing else to wait for looks again whether memory is short.
+    pub fn looks_at_memory_at(&self) -> Tick {
+        if self.memory.ceiling().is_some() { self.timers.now().saturating_add(QUIET_AFTER) } else { NEVER }
+    }
+
+    /// Whether somebody whose last message came then is asked to leave, as memory is short.
+    pub fn must_leave(&self, message: Tick) -> bool {
+        self.memory.level() >= MemoryState::QUIET_LEAVE
+            && self.timers.now().saturating_sub(message) >= QUIET_AFTER
     }
 
     /// When a time of day comes, in seconds since the Unix epoch, as far as is known by now: the clock of the day may be
@@ -201,6 +228,10 @@ pub struct Port {
     pub tls: Option<Arc<ArcSwap<ServerSettings>>>,
     /// From where connections must come that begin with a PROXY header; `None` where none does.
     pub proxies: Option<Vec<IpNet>>,
+    /// Who may connect.
+    pub access: Access,
+    /// What is limited by address; `None` where nothing is.
+    pub addresses: Option<Arc<Addresses>>,
     /// The port's own limit on connections, and the gateway's.
     pub admissions: [Arc<Admission>; 2],
 }
@@ -241,6 +272,10 @@ pub struct Place {
     pub patience: Patience,
     /// How much a connection may send.
     pub rates: Rates,
+    /// How much of it is read at once, in bytes: where it is paused for what it has sent, not much in advance.
+    pub read_size_max: usize,
+    /// Whether one that sends more is not read for a while, and not closed.
+    pub pauses: bool,
     /// How long a client may take to read what is sent to it.
     pub write_timeout: Tick,
     /// How long the closing handshake may take.
@@ -286,6 +321,14 @@ impl Place {
                 bytes_per_s: limits.bytes_per_s.map_or(0, std::num::NonZeroU64::get),
                 ticks_per_s: TICKS_PER_S,
             },
+            read_size_max: match (route.rate_policy, limits.messages_per_s, limits.bytes_per_s) {
+                (RatePolicy::Close, _, _) | (RatePolicy::Pause, None, None) => usize::MAX,
+                (RatePolicy::Pause, _, rate) => {
+                    let rate = rate.map_or(PAUSED_READ_SIZE_MAX as u64, NonZeroU64::get);
+                    usize::try_from(rate).unwrap_or(usize::MAX).clamp(128, PAUSED_READ_SIZE_MAX)
+                }
+            },
+            pauses: route.rate_policy == RatePolicy::Pause,
             write_timeout: ticks(limits.write_timeout),
             close_timeout: ticks(limits.close_timeout),
             request_body_size_max: limits.request_body_size_max,

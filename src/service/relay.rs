@@ -110,6 +110,8 @@ struct Relay {
     verdict: Cell<Option<Box<Verdict>>>,
     /// How the connection ends, once something other than a Close of each side has decided it.
     end: Cell<Option<End>>,
+    /// Until when the client is not read, as it has sent more than it may.
+    paused_until: Cell<Tick>,
     /// When whoever has not ended by then is cut; [`NEVER`] while the connection is open.
     cut_at: Cell<Tick>,
     /// True exactly when the first Close of the connection has been counted.
@@ -277,6 +279,7 @@ impl Relay {
             place,
             verdict: Cell::new(None),
             end: Cell::new(None),
+            paused_until: Cell::new(0),
             cut_at: Cell::new(NEVER),
             is_close_counted: Cell::new(false),
             is_over: Cell::new(false),
@@ -345,9 +348,13 @@ impl Relay {
     }
 
     /// Whether `from` is not read for now. Where the upstream speaks bytes the client's pings are answered here, and a
-    /// client that takes no answers is not asked for more questions.
+    /// client that takes no answers is not asked for more questions; nor is one read that has sent more than it may.
     fn must_not_read(&self, from: Side) -> bool {
-        from == Side::Client && self.speaks_bytes() && self.down.has_queue()
+        let must_wait = || {
+            self.speaks_bytes() && self.down.has_queue()
+                || self.paused_until.get() > self.resources().timers.now() && self.cut_at.get() == NEVER
+        };
+        from == Side::Client && must_wait()
     }
 
     /// Receives once from `from`, and sends what may be passed on.
@@ -355,7 +362,11 @@ impl Relay {
         let lane = self.lane(from);
         let mut scratch = self.resources().scratch.lend();
         let room = self.room(from);
-        let size = match self.stream(from).receive_now(&mut scratch[room..]) {
+        let read_size = match from {
+            Side::Client => self.place.read_size_max.min(scratch.len() - room),
+            Side::Upstream => scratch.len() - room,
+        };
+        let size = match self.stream(from).receive_now(&mut scratch[room..room + read_size]) {
             Received::Bytes(size) => size,
             Received::Nothing => return Turn::Wait,
             Received::End => return Turn::End { is_reset: false },
@@ -543,7 +554,10 @@ impl Relay {
 
     /// Whether the ring may receive and send for this connection: what it handles is not what TLS makes of it.
     fn may_warm_up(&self) -> bool {
-        self.resources().pool.is_some() && !self.client.stream.is_tls() && !self.upstream.stream.is_tls()
+        self.resources().has_buffer()
+            && !self.place.pauses
+            && !self.client.stream.is_tls()
+            && !self.upstream.stream.is_tls()
     }
 
     fn rules(&self, from: Side) -> Rules {

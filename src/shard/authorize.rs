@@ -1,9 +1,11 @@
 //! Asks a service about the head of a request, as nginx does with `auth_request` and Traefik with `forwardAuth`.
 
+use std::future::Future;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
@@ -12,17 +14,17 @@ use super::table::Table;
 use super::web;
 use crate::config::auth::Forward;
 use crate::metrics::AuthRefusal;
-use crate::net::timers::{Timer, ticks};
+use crate::net::timers::{Tick, Timer, ticks};
 use crate::protocol::http::Field;
 use crate::protocol::http::refusal::Refusal;
-use crate::protocol::http::request::{RequestHead, Version};
+use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::response::{
     append_checked_field, append_field, append_number_field, append_status_line,
 };
 use crate::route::auth::Grant;
-use crate::service::web::body::Content;
+use crate::service::web::body::{self, Content};
 use crate::service::web::proxy::{self, Question, RequestBody};
-use crate::service::{Place, retry_after_s};
+use crate::service::{Place, Port, retry_after_s};
 
 /// Bytes of an answer's body that are read, so that the connection can be kept; nobody looks at them.
 const BODY_SIZE_MAX: usize = 64 << 10;
@@ -56,9 +58,15 @@ pub(super) fn question(
 ) -> Result<Question, Refusal> {
     let forward = forward(table, place);
     let sender = table.sender(place, head, peer);
-    let fields: Vec<Field<'_>> =
-        head.fields().iter().filter(|field| is_asked_about(field.name)).copied().collect();
-    let asked = RequestHead::new("GET", &forward.target, Version::Http11, &fields)?;
+    // The authority that routes the request, which a target may name besides Host (RFC 9112 section 3.2.2).
+    let authority = head.authority().map(|authority| match authority.port {
+        Some(port) => format!("{}:{port}", authority.host),
+        None => authority.host.to_owned(),
+    });
+    let host = authority.iter().map(|authority| Field { name: "host", value: authority.as_bytes() });
+    let shown = head.fields().iter().filter(|field| is_asked_about(field.name)).copied();
+    let fields: Vec<Field<'_>> = host.chain(shown).collect();
+    let asked = RequestHead::new("GET", &forward.target, head.version(), &fields)?;
     let target =
         head.query().map_or_else(|| head.path().to_owned(), |query| format!("{}?{query}", head.path()));
     let granted = [
@@ -79,7 +87,8 @@ pub(super) fn question(
 /// Whether a field is shown: not what is about the body or the upgrade alone, nor what would pass for a word of ours.
 fn is_asked_about(name: &str) -> bool {
     const OURS: [&str; 3] = ["x-original-method", "x-original-uri", "x-original-url"];
-    const NOT_SHOWN: [&str; 8] = [
+    const NOT_SHOWN: [&str; 10] = [
+        "host",
         "content-length",
         "transfer-encoding",
         "expect",
@@ -88,9 +97,12 @@ fn is_asked_about(name: &str) -> bool {
         "sec-websocket-version",
         "sec-websocket-extensions",
         "trailer",
+        "range",
     ];
     let folded = name.to_ascii_lowercase().replace('_', "-");
-    !NOT_SHOWN.contains(&folded.as_str()) && !OURS.contains(&folded.as_str())
+    // What of the resource the client has already is no affair of who judges it.
+    let is_conditional = folded.starts_with("if-");
+    !is_conditional && !NOT_SHOWN.contains(&folded.as_str()) && !OURS.contains(&folded.as_str())
 }
 
 /// Asks, within the time that the route has for it.
@@ -98,14 +110,12 @@ pub(super) async fn ask(table: &Table, place: &Place, question: Question) -> Ver
     let forward = forward(table, place);
     let asked = place.asked.as_ref().expect("a route that asks knows whom");
     let timer = Timer::new(Rc::clone(&place.port));
-    timer.set(table.port().resources.timers.after(ticks(forward.relay.limits.response_timeout) + 1));
-    let answer = timer.race(proxy::pass(&place.port, asked, question, RequestBody::none(&place.port)));
-    let Some(Ok(response)) = answer.await else { return unavailable(table) };
+    let deadline = table.port().resources.timers.after(ticks(forward.relay.limits.response_timeout));
+    let answer = proxy::pass(&place.port, asked, question, RequestBody::none(&place.port));
+    let Some(Ok(response)) = until(&timer, deadline, answer).await else { return unavailable(table) };
     let (parts, body) = response.into_parts();
     // What is left of it would keep the connection from being used again.
-    let timer = Timer::new(Rc::clone(&place.port));
-    timer.set(table.port().resources.timers.after(ticks(forward.relay.limits.response_timeout) + 1));
-    let _ = timer.race(Limited::new(body, BODY_SIZE_MAX).collect()).await;
+    let _ = until(&timer, deadline, Limited::new(body, BODY_SIZE_MAX).collect()).await;
     match parts.status {
         status if status.is_success() => {
             let headers =
@@ -117,6 +127,18 @@ pub(super) async fn ask(table: &Table, place: &Place, question: Question) -> Ver
             Verdict::Denied(Denial { status, fields: parts.headers })
         }
         _ => unavailable(table),
+    }
+}
+
+/// Runs `future` until it is ready or the time is over, which is `None`; whatever else has deadlines pass early.
+async fn until<F: Future>(timer: &Timer<Rc<Port>>, deadline: Tick, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    loop {
+        timer.set(deadline);
+        match timer.race(future.as_mut()).await {
+            None if timer.timers().now() < deadline => {}
+            outcome => return outcome,
+        }
     }
 }
 
@@ -172,9 +194,20 @@ impl Denial {
 
     /// The same as a response of hyper's.
     pub(super) fn response(&self, is_head: bool) -> Response<Content> {
-        let mut bytes = Vec::with_capacity(512);
-        self.write(&mut bytes, false);
-        web::written(&bytes, is_head)
+        let content = format!("{}\n", self.sentence());
+        let size = HeaderValue::from(content.len());
+        let mut response = Response::new(if is_head { body::empty() } else { body::full(content) });
+        *response.status_mut() = self.status;
+        let fields = response.headers_mut();
+        fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        fields.insert(header::CONTENT_LENGTH, size);
+        for name in Self::FIELDS {
+            for value in self.fields.get_all(&name) {
+                fields.append(name.clone(), value.clone());
+            }
+        }
+        response
     }
 
     fn passed_on(&self) -> impl Iterator<Item = (&HeaderName, &[u8])> {

@@ -18,7 +18,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
-use self::arrival::{TlsStage, is_from_a_proxy, refuse_at_limit, refuse_stranger};
+use self::arrival::{TlsStage, admit_peer, is_from_a_proxy, refuse_at_once, refuse_stranger};
 use self::exchange::Begun;
 use super::authorize::{self, Denial, Verdict};
 use super::decision::{Decision, decide};
@@ -110,12 +110,14 @@ struct Relayed {
 
 /// Takes an accepted connection over, and answers it at once where its head is there.
 pub(super) fn begin(table: &Rc<Table>, stream: Stream) {
-    let mut life = Life::begin(table.port());
-    let is_admitted = life.admit();
-    let client = Client { stream, life };
+    let mut client = Client { stream, life: Life::begin(table.port()) };
     contain_now(|| {
-        if !is_admitted {
-            return refuse_at_limit(client, table);
+        if let Err(refusal) = admit_peer(&mut client, table) {
+            return refuse_at_once(client, table, refusal);
+        }
+        if !client.life.admit() {
+            let refusal = Refusal::ConnectionLimit { retry_after_s: retry_after_s() };
+            return refuse_at_once(client, table, refusal);
         }
         if !is_from_a_proxy(&client, table) {
             return refuse_stranger(client);

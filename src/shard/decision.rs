@@ -52,7 +52,7 @@ pub(super) fn decide<'t>(
     table: &'t Table,
     head: &RequestHead<'_>,
     given: Option<Grant>,
-    peer: impl FnOnce() -> Option<IpAddr>,
+    peer: impl Fn() -> Option<IpAddr>,
 ) -> Decision<'t> {
     let place = table.find(head.host(), head.path());
     let route_index = place.map(|place| place.route_index);
@@ -60,11 +60,20 @@ pub(super) fn decide<'t>(
         Ok(request) => request,
         Err(refusal) => return Decision::refuse(refusal, route_index),
     };
+    if given.is_none()
+        && matches!(request, Request::Opening(_))
+        && let Err(refusal) = table.admit_handshake(place, head, &peer)
+    {
+        return Decision::refuse(refusal, route_index);
+    }
     let Some(place) = place else {
         return Decision::refuse(Refusal::NoRoute, None);
     };
     if place.resources().phase() != Phase::Serving {
         return Decision::refuse(Refusal::Draining { retry_after_s: retry_after_s() }, route_index);
+    }
+    if let Err(refusal) = table.admit(place, head, &request, &peer) {
+        return Decision::refuse(refusal, route_index);
     }
     match (request, place.service) {
         (Request::Opening(opening), _) if table.takes_websockets(place) => {

@@ -23,7 +23,7 @@ use arc_swap::ArcSwap;
 use self::accept::Reserve;
 use self::table::{Behind, Keyrings, Table};
 use crate::config::{Config, IoDriver};
-use crate::metrics::{PortCells, RelayCells, ShardCells};
+use crate::metrics::{MemoryState, PortCells, RelayCells, ShardCells};
 use crate::net::accept::Acceptor;
 use crate::net::clock;
 use crate::net::driver::{Driver, NoRing, ShardRuntime};
@@ -32,6 +32,7 @@ use crate::net::tls::ServerSettings;
 use crate::net::wake::Counted;
 use crate::route::Router;
 use crate::route::auth::Keyring;
+use crate::service::addresses::Addresses;
 use crate::service::admission::Admission;
 use crate::service::upstream::Group;
 use crate::service::web::files::Folders;
@@ -59,6 +60,8 @@ pub struct Setup {
     pub desk: Option<DeskSetup>,
     /// The folder of each route; `None` for a route that serves no files.
     pub folders: Vec<Option<Arc<Folder>>>,
+    /// How short memory is.
+    pub memory: Arc<MemoryState>,
     /// The keys of each route that verifies tokens, by its index.
     pub keyrings: Vec<Option<Arc<Keyring>>>,
     /// Its listeners, with what belongs to each.
@@ -86,6 +89,8 @@ pub struct Listener {
     pub cells: Arc<PortCells>,
     /// The port's limit on connections.
     pub admission: Arc<Admission>,
+    /// What the port limits by address.
+    pub addresses: Option<Arc<Addresses>>,
 }
 
 /// How a shard came up.
@@ -148,7 +153,7 @@ struct Shard {
 
 impl Shard {
     fn prepare(setup: Setup, driver: Driver) -> io::Result<Self> {
-        let resources = Resources::new(setup.cells, driver);
+        let resources = Resources::within(setup.memory, setup.cells, driver);
         let router = Rc::new(Router::new(&setup.config));
         let behind = setup.upstreams.into_iter().zip(setup.config.relays()).map(|(upstreams, (_, relay))| {
             let ((group, cells), relay) = upstreams.zip(relay)?;
@@ -167,6 +172,8 @@ impl Shard {
                 number: listener.number,
                 tls: listener.tls,
                 proxies: setup.config.ports[listener.port_index].proxy_protocol.clone(),
+                access: setup.config.ports[listener.port_index].access.clone(),
+                addresses: listener.addresses,
                 admissions: [listener.admission, Arc::clone(&setup.admission)],
             });
             let table =

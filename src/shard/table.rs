@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::{Auth, Config, Relay, Route, Scheme};
-use crate::metrics::RelayCells;
+use crate::config::{Access, Auth, Config, Relay, Route, Scheme};
+use crate::metrics::{AddressRefusal, MemoryState, RelayCells};
+use crate::net::clock;
 use crate::protocol::http::forward::{Edits, RequestPassage, Sender, Withheld};
 use crate::protocol::http::origin::OriginRef;
 use crate::protocol::http::refusal::Refusal;
 use crate::protocol::http::request::RequestHead;
+use crate::protocol::websocket::handshake::Request;
 use crate::route::Router;
 use crate::route::auth::{self, Denied, Grant, Keyring};
 use crate::route::policy::{self, is_within};
@@ -106,6 +108,53 @@ impl Table {
     /// The folder of a route that serves files, and where that is read.
     pub(super) fn folder(&self, place: &Place) -> Option<(&Rc<Desk>, &Arc<Folder>)> {
         self.folders.of(place.route_index)
+    }
+
+    /// Whether one more handshake from where this one comes is judged now; counted where it is not.
+    pub(super) fn admit_handshake(
+        &self,
+        place: Option<&Rc<Place>>,
+        head: &RequestHead<'_>,
+        peer: impl Fn() -> Option<IpAddr>,
+    ) -> Result<(), Refusal> {
+        let Some(addresses) = &self.port.addresses else { return Ok(()) };
+        let Some(peer) = peer() else { return Ok(()) };
+        let client = place.map_or(peer, |place| self.client_of(place, head, peer));
+        if addresses.may_shake_hands(client, clock::monotonic_ms()) {
+            return Ok(());
+        }
+        self.port.cells.address_refusal(AddressRefusal::Handshakes);
+        Err(Refusal::TooManyRequests { retry_after_s: 1 })
+    }
+
+    /// Whether a request is served here, by where it comes from, and now, by whether there is memory for anybody new. Counted
+    /// where it is not.
+    pub(super) fn admit(
+        &self,
+        place: &Place,
+        head: &RequestHead<'_>,
+        request: &Request<'_>,
+        peer: impl Fn() -> Option<IpAddr>,
+    ) -> Result<(), Refusal> {
+        let access = &self.route(place).access;
+        if *access != Access::default()
+            && let Some(peer) = peer()
+            && !policy::admits(access, self.client_of(place, head, peer))
+        {
+            self.port.cells.address_refusal(AddressRefusal::Denied);
+            return Err(Refusal::AddressDenied);
+        }
+        let is_new = matches!(request, Request::Opening(_)) || place.service.is_http();
+        if is_new && self.port.resources.memory.level() >= MemoryState::NOBODY_NEW {
+            return Err(Refusal::MemoryShort { retry_after_s: retry_after_s() });
+        }
+        Ok(())
+    }
+
+    /// The client that a request comes from, as far as its peer is believed.
+    fn client_of(&self, place: &Place, head: &RequestHead<'_>, peer: IpAddr) -> IpAddr {
+        let is_trusted = |address| is_within(&self.route(place).trusted, address);
+        Sender::of(head, peer.to_canonical(), is_trusted).client()
     }
 
     /// What a request of this place may do, if it proves who it is from; counted where it does not. `given` is what somebody

@@ -228,7 +228,7 @@ fn refused(refusal: Refusal, is_head: bool) -> Response<Content> {
 }
 
 /// The response that these bytes are, which our own path would send.
-pub(super) fn written(bytes: &[u8], is_head: bool) -> Response<Content> {
+fn written(bytes: &[u8], is_head: bool) -> Response<Content> {
     let mut storage = [httparse::EMPTY_HEADER; 16];
     let mut parsed = httparse::Response::new(&mut storage);
     let parsed_size = parsed.parse(bytes).expect("what we write can be parsed");

@@ -539,6 +539,20 @@ def test_a_service_is_asked_about_each_request(io_driver):
             answer = connection.getresponse()
             assert (answer.status, answer.read()) == (401, b"The request does not prove who it is from.\n")
             connection.close()
+            # Whom the request is for is told by what routes it, be that not in Host; and what a client has already is not.
+            async def elsewhere():
+                async with await Connection.open(gateway.ports["a"]) as client:
+                    await client.send(
+                        b"GET http://admin.example/web/a HTTP/1.1\r\nHost: public.example\r\nCookie: session=good\r\n"
+                        b'If-None-Match: "x"\r\nRange: bytes=0-1\r\n\r\n'
+                    )
+                    assert (await client.response()).status == 200
+
+            asyncio.run(elsewhere())
+            asked = fields_of(service.requests[-1])
+            assert asked["x-forwarded-host"] == "admin.example" and "host=admin.example" in asked["forwarded"]
+            assert "if-none-match" not in asked and "range" not in asked
+            assert fields_of(upstream.requests[-1])["host"] == "admin.example"
             metrics = gateway.at_rest()
             assert metrics.by("reason", "auth_refusals_total") == {"denied": 4, "auth_unavailable": 1}
             assert metrics.by("result", "handshakes_total") == {"accepted": 1, "auth": 4, "upstream_unavailable": 1}
@@ -613,4 +627,13 @@ def test_secrets_are_not_shown_and_bad_keys_are_told(tmp_path):
     told = check(small.public_bytes(serialization.Encoding.PEM, form), "RS256")
     assert told.returncode == 78 and "1024 bits" in told.stdout + told.stderr
     assert "less than 32 bytes" in check(b"short", "HS256").stdout
+    # One line end is none of the secret, and whatever else is behind it is.
+    for end, returncode in [(b" ", 0), (b"\t", 0), (b"\n", 78), (b"\r\n", 78)]:
+        assert check(b"x" * 31 + end, "HS256").returncode == returncode, end
+    key.unlink()
+    key.symlink_to("/dev/zero")
+    config.write_text("[[port]]\nnumber = 8080\n" + route("/echo", jwt(key='"file:key"', algorithm='"HS256"')))
+    run = subprocess.run([BINARY, "check", str(config)], capture_output=True, text=True, timeout=20)
+    assert run.returncode == 78
+    key.unlink()
     assert "no public key in PEM" in check(b"what?", "ES256").stdout

@@ -4,12 +4,22 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use super::super::Access;
 use super::super::fault::{Caution, NetworkFault, Problem};
-use super::super::file::{Item, Reader};
+use super::super::file::{Item, Reader, Section};
 use super::list;
 
 /// The networks that `item` lists, at least one.
 pub(super) fn networks<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<Vec<IpNet>> {
+    read(reader, item, |reader, item| reader.warn(item, Caution::EverybodyTrusted))
+}
+
+/// The same, telling of a network that is that of all addresses.
+fn read<'t>(
+    reader: &mut Reader<'t>,
+    item: &Item<'t>,
+    on_everybody: impl Fn(&mut Reader<'t>, &Item<'t>),
+) -> Option<Vec<IpNet>> {
     let mut networks = Vec::new();
     for item in list(reader, item, "a list of networks, such as [\"10.0.0.0/8\"]")? {
         let Some(text) = reader.string(&item) else {
@@ -22,7 +32,7 @@ pub(super) fn networks<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<V
             }
             Ok(network) => {
                 if network.prefix_len() == 0 {
-                    reader.warn(&item, Caution::EverybodyTrusted);
+                    on_everybody(reader, &item);
                 }
                 networks.push(network);
             }
@@ -32,6 +42,16 @@ pub(super) fn networks<'t>(reader: &mut Reader<'t>, item: &Item<'t>) -> Option<V
         }
     }
     Some(networks)
+}
+
+/// Which addresses may come, as `allow` and `deny` of a port or a route say.
+pub(super) fn access<'t>(reader: &mut Reader<'t>, section: &Section<'t>) -> Option<Access> {
+    let mut listed = |key| match section.get(key) {
+        Some(item) => read(reader, &item, |_, _| ()),
+        None => Some(Vec::new()),
+    };
+    let (allow, deny) = (listed("allow"), listed("deny"));
+    Some(Access { allow: allow?, deny: deny? })
 }
 
 /// A network, or the address of one machine.

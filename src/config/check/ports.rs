@@ -8,7 +8,7 @@ use super::super::file::{self, Bounds, Item, Reader, Section, Unit};
 use super::super::limits::Limits;
 use super::super::pattern::{HostFault, HostPattern};
 use super::super::{Port, Scheme, blocked_ports};
-use super::networks::networks;
+use super::networks::{access, networks};
 use super::tls::tls;
 use super::{Tables, limits_of, name};
 
@@ -101,6 +101,7 @@ fn port<'t>(
                 None => reader.missing(&section, "trusted", "trusted = [\"10.0.0.0/8\"]"),
             }
         });
+    let access = access(reader, section);
     let number = match section.get("number") {
         Some(item) => port_number(reader, &item, PORT_NUMBER),
         None => reader.missing(section, "number", "number = 443"),
@@ -137,6 +138,7 @@ fn port<'t>(
         public_host,
         public_port,
         proxy_protocol,
+        access: access.unwrap_or_default(),
         limits,
     });
     written

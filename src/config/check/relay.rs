@@ -32,7 +32,6 @@ pub(super) const KEYS: &[&str] = &[
     "source_addresses",
     "request_headers",
     "response_headers",
-    "trusted",
 ];
 
 /// The keys of a route that mean nothing where no request goes to the upstream, nor TLS.

@@ -6,8 +6,8 @@ use super::super::deflate::DeflateMode;
 use super::super::fault::Problem;
 use super::super::file::{self, Item, Reader, Section};
 use super::super::pattern::{HostPattern, PathPattern, PortSet};
-use super::super::{Auth, NO_ROUTE, Origins, Route, Service};
-use super::networks::networks;
+use super::super::{Auth, NO_ROUTE, Origins, RatePolicy, Route, Service};
+use super::networks::{access, networks};
 use super::ports::{PORT_NUMBER, WrittenPort, port_number};
 use super::{Tables, auth, deflate, limits_of, list, name, origins, relay, web};
 use crate::protocol::http::list::is_token_byte;
@@ -127,13 +127,15 @@ fn route<'t>(
         }
         _ => None,
     });
-    let (relay, trusted) = match service {
+    let relay = match service {
         Some(service) if service.is_relay() => {
-            let relay = relay::relay(reader, section, service, path.as_ref(), ports, base);
-            let trusted = section.get("trusted").map(|item| networks(reader, &item));
-            (Some(relay), trusted.unwrap_or_else(|| Some(Vec::new())))
+            Some(relay::relay(reader, section, service, path.as_ref(), ports, base))
         }
-        _ => (None, Some(Vec::new())),
+        _ => None,
+    };
+    let trusted = match section.get("trusted") {
+        Some(item) => networks(reader, &item),
+        None => Some(Vec::new()),
     };
     if let (Some(service), Some(true), Some(origins)) = (service, websocket, &origins) {
         origins::check(reader, section, service, origins, relay.as_ref().and_then(Option::as_ref));
@@ -147,6 +149,11 @@ fn route<'t>(
         _ => None,
     };
 
+    let access = access(reader, section);
+    let rate_policy = match section.get("rate_policy") {
+        Some(item) => reader.one_of(&item, RatePolicy::ALL, RatePolicy::label),
+        None => Some(RatePolicy::Close),
+    };
     let (host, path, port_set, auth) = (host?, path?, port_set?, web::whole(auth)?);
     check_path(reader, section, &path, &port_set, service, ports)?;
     let is_rival =
@@ -195,6 +202,8 @@ fn route<'t>(
         withheld: auth.as_ref().map(Auth::withheld).unwrap_or_default(),
         auth,
         trusted: trusted?,
+        access: access?,
+        rate_policy: rate_policy?,
         overrides,
     })
 }

@@ -103,8 +103,12 @@ const CASES: &[(&str, &str)] = &[
         "2:19: limits.pong_timeout_ms: this is a string, and has to be an integer. Write an integer.",
     ),
     (
-        "[limits]\nconnections_per_address_max = 5\n",
-        "2:1: limits.connections_per_address_max: this version has no such key yet. Remove it: it would have no effect.",
+        "[limits]\nipv6_prefix = 129\n",
+        "2:15: limits.ipv6_prefix: 129 is out of range. Write 16 to 128. It counts the leading bits of an address that stand for one client; providers hand out 64 or fewer.",
+    ),
+    (
+        "[gateway]\nmemory_max = \"1MiB\"\n",
+        "2:14: gateway.memory_max: \"1MiB\" is out of range. Write \"16MiB\" to \"1048576GiB\", or 0 for none. Below 16MiB there is hardly room for anybody.",
     ),
     ("port = []\n", "1:8: port: it is missing. Write, for example, [[port]] and in it number = 80."),
     ("port = [1]\n", "1:9: port[0]: this is an integer, and has to be a table. Write a table."),
@@ -155,7 +159,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "[[port]]\nnumber = 443\nlimits = { proxy = 1 }\n",
-        "3:12: port[0].limits.proxy: [port.limits] has no key \"proxy\". The keys of [port.limits] are handshake_timeout_ms, request_head_size_max, request_head_count_max, connections_max, message_size_max, frame_size_max, messages_per_s, bytes_per_s, ping_interval_ms, pong_timeout_ms, idle_timeout_ms, write_timeout_ms, close_timeout_ms, request_body_size_max, body_timeout_ms, keep_alive_timeout_ms, send_queue_size_max.",
+        "3:12: port[0].limits.proxy: [port.limits] has no key \"proxy\". The keys of [port.limits] are handshake_timeout_ms, request_head_size_max, request_head_count_max, connections_max, connections_per_address_max, handshakes_per_address_per_s, ipv6_prefix, message_size_max, frame_size_max, messages_per_s, bytes_per_s, ping_interval_ms, pong_timeout_ms, idle_timeout_ms, write_timeout_ms, close_timeout_ms, request_body_size_max, body_timeout_ms, keep_alive_timeout_ms, send_queue_size_max.",
     ),
     (
         "[[port]]\nnumber = 80\nname = \"a\"\n[[port]]\nnumber = 81\nname = \"a\"\n",
@@ -455,13 +459,6 @@ fn ports_that_browsers_refuse_are_warned_of_as_clients_see_them() {
     assert!(warnings("number = 6000\npublic_port = 443").is_empty());
     assert!(warnings("number = 0\nname = \"any\"").is_empty());
     assert!(warnings("number = 8080").is_empty());
-}
-
-#[test]
-fn limits_by_address_may_be_switched_off_where_there_are_none() {
-    let limits = "connections_per_address_max = 0\nhandshakes_per_address_per_s = 0\n";
-    let text = format!("[limits]\n{limits}{PORT}[port.limits]\n{limits}{ROUTE}");
-    assert_eq!(faults(&text), [""; 0]);
 }
 
 #[test]

@@ -17,6 +17,18 @@ pub enum Refusal {
     InsufficientScope,
     /// 403: who was asked does not let it in.
     Forbidden,
+    /// 403: nobody from this address is served.
+    AddressDenied,
+    /// 429: as many connections of this address as may be are open.
+    AddressLimit {
+        /// When to try again, in seconds from now.
+        retry_after_s: u32,
+    },
+    /// 503: there is no memory for anybody new.
+    MemoryShort {
+        /// When to try again, in seconds from now.
+        retry_after_s: u32,
+    },
     /// 403: the route does not allow this Origin.
     OriginNotAllowed,
     /// 404: no route matches the port, host and path.
@@ -163,18 +175,19 @@ impl Refusal {
         match self {
             Self::BadRequest(_) => 400,
             Self::Unauthorized { .. } => 401,
-            Self::OriginNotAllowed | Self::InsufficientScope | Self::Forbidden => 403,
+            Self::OriginNotAllowed | Self::InsufficientScope | Self::Forbidden | Self::AddressDenied => 403,
             Self::NoRoute => 404,
             Self::MethodNotAllowed { .. } => 405,
             Self::Timeout => 408,
             Self::ContentTooLarge | Self::BodyTooLarge => 413,
             Self::TargetTooLong => 414,
             Self::UpgradeRequired | Self::BadVersion => 426,
-            Self::TooManyRequests { .. } => 429,
+            Self::TooManyRequests { .. } | Self::AddressLimit { .. } => 429,
             Self::HeadTooLarge | Self::TooManyFields => 431,
             Self::TransferCodingNotImplemented => 501,
             Self::BadGateway => 502,
             Self::ConnectionLimit { .. }
+            | Self::MemoryShort { .. }
             | Self::Draining { .. }
             | Self::UpstreamUnavailable { .. }
             | Self::AuthUnavailable { .. } => 503,
@@ -191,6 +204,9 @@ impl Refusal {
             Self::Unauthorized { has_token: true } => "The token of the request is not good, or has expired.",
             Self::InsufficientScope => "The token of the request is good, but not for this.",
             Self::Forbidden => "This request is not allowed here.",
+            Self::AddressDenied => "Nobody from this address is served here.",
+            Self::AddressLimit { .. } => "Too many connections of this address are open; try again later.",
+            Self::MemoryShort { .. } => "There is no room for anybody new; try again later.",
             Self::AuthUnavailable { .. } => {
                 "Whether the request is allowed cannot be found out at the moment; try again later."
             }
@@ -255,6 +271,8 @@ impl Refusal {
                 response::append_field(out, "WWW-Authenticate", "Bearer error=\"insufficient_scope\"");
             }
             Self::AuthUnavailable { retry_after_s }
+            | Self::AddressLimit { retry_after_s }
+            | Self::MemoryShort { retry_after_s }
             | Self::TooManyRequests { retry_after_s }
             | Self::ConnectionLimit { retry_after_s }
             | Self::Draining { retry_after_s }
@@ -264,6 +282,7 @@ impl Refusal {
             Self::BadRequest(_)
             | Self::OriginNotAllowed
             | Self::Forbidden
+            | Self::AddressDenied
             | Self::NoRoute
             | Self::Timeout
             | Self::ContentTooLarge
@@ -365,6 +384,9 @@ mod tests {
             Refusal::Unauthorized { has_token: true },
             Refusal::InsufficientScope,
             Refusal::Forbidden,
+            Refusal::AddressDenied,
+            Refusal::AddressLimit { retry_after_s: 4 },
+            Refusal::MemoryShort { retry_after_s: 4 },
             Refusal::AuthUnavailable { retry_after_s: 4 },
             Refusal::OriginNotAllowed,
             Refusal::NoRoute,

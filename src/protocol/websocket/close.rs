@@ -31,6 +31,8 @@ impl CloseCode {
     pub const BAD_GATEWAY: Self = Self(1014);
     /// 1012: the service restarts.
     pub const SERVICE_RESTART: Self = Self(1012);
+    /// 1013, the server cannot serve this client now.
+    pub const TRY_AGAIN_LATER: Self = Self(1013);
 
     /// The code, if a Close frame may carry it.
     pub const fn new(code: u16) -> Option<Self> {

@@ -19,8 +19,9 @@ pub struct Rates {
 /// Levels are kept in frames and bytes times ticks, so that no fraction is lost however often it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
-    frames: u64,
-    bytes: u64,
+    /// Below nothing is what was taken in advance, by [`Self::charge`].
+    frames: i64,
+    bytes: i64,
     filled: Tick,
 }
 
@@ -29,8 +30,8 @@ impl Allowance {
     pub fn new(rates: &Rates, now: Tick) -> Self {
         let per_s = u64::from(rates.ticks_per_s);
         Self {
-            frames: u64::from(rates.frames_per_s) * per_s,
-            bytes: rates.bytes_per_s.saturating_mul(per_s),
+            frames: signed(u64::from(rates.frames_per_s) * per_s),
+            bytes: signed(rates.bytes_per_s.saturating_mul(per_s)),
             filled: now,
         }
     }
@@ -40,22 +41,36 @@ impl Allowance {
     /// # Errors
     /// [`Violation::RateExceeded`] where that is more than it holds.
     pub fn take(&mut self, rates: &Rates, frames: u32, bytes: usize, now: Tick) -> Result<(), Violation> {
-        let elapsed = u64::from(now.saturating_sub(self.filled));
-        let per_s = u64::from(rates.ticks_per_s);
+        if self.charge(rates, frames, bytes, now) == 0 { Ok(()) } else { Err(Violation::RateExceeded) }
+    }
+
+    /// Takes what came in one read, be it more than there is, and returns after how many ticks it is paid for: so long nothing
+    /// more is to be read.
+    pub fn charge(&mut self, rates: &Rates, frames: u32, bytes: usize, now: Tick) -> Tick {
+        let elapsed = now.saturating_sub(self.filled);
+        let per_s = rates.ticks_per_s;
         self.filled = now;
-        take_from(&mut self.frames, u64::from(rates.frames_per_s), u64::from(frames), elapsed, per_s)?;
-        take_from(&mut self.bytes, rates.bytes_per_s, bytes as u64, elapsed, per_s)
+        let frames =
+            charge_one(&mut self.frames, u64::from(rates.frames_per_s), u64::from(frames), (elapsed, per_s));
+        let bytes = charge_one(&mut self.bytes, rates.bytes_per_s, bytes as u64, (elapsed, per_s));
+        frames.max(bytes)
     }
 }
 
-fn take_from(level: &mut u64, rate: u64, amount: u64, elapsed: u64, per_s: u64) -> Result<(), Violation> {
+/// Charges one of both, and returns after how many ticks that is paid for.
+fn charge_one(level: &mut i64, rate: u64, amount: u64, (elapsed, per_s): (Tick, Tick)) -> Tick {
     if rate == 0 {
-        return Ok(());
+        return 0;
     }
-    let full = rate.saturating_mul(per_s);
-    let filled = level.saturating_add(rate.saturating_mul(elapsed)).min(full);
-    *level = filled.checked_sub(amount.saturating_mul(per_s)).ok_or(Violation::RateExceeded)?;
-    Ok(())
+    let full = signed(rate.saturating_mul(u64::from(per_s)));
+    let filled = level.saturating_add(signed(rate.saturating_mul(u64::from(elapsed)))).min(full);
+    *level = filled.saturating_sub(signed(amount.saturating_mul(u64::from(per_s))));
+    let owed = if *level < 0 { level.unsigned_abs() } else { 0 };
+    Tick::try_from(owed.div_ceil(rate)).unwrap_or(Tick::MAX)
+}
+
+fn signed(amount: u64) -> i64 {
+    i64::try_from(amount).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -87,5 +102,25 @@ mod tests {
         let mut allowance = Allowance::new(&rates, 0);
         assert_eq!(allowance.take(&rates, 500, 1000, 0), Ok(()));
         assert_eq!(allowance.take(&rates, 1, 101, 1), Err(Violation::RateExceeded));
+    }
+
+    #[test]
+    fn what_is_taken_in_advance_is_paid_for_in_time() {
+        let rates = Rates { frames_per_s: 0, bytes_per_s: 1000, ticks_per_s: 10 };
+        let mut allowance = Allowance::new(&rates, 0);
+        assert_eq!(allowance.charge(&rates, 1, 1000, 0), 0);
+        assert_eq!(allowance.charge(&rates, 1, 150, 0), 2);
+        assert_eq!(allowance.charge(&rates, 0, 0, 1), 1);
+        assert_eq!(allowance.charge(&rates, 0, 0, 2), 0);
+        assert_eq!(allowance.charge(&rates, 1, 64_000, 3), 639);
+        // Over a long time it is the rate, whatever comes at once.
+        let mut now = 3 + 639;
+        let (mut taken, began) = (0, now);
+        for size in [1, 64_000, 500, 3_000, 17, 100_000] {
+            now += allowance.charge(&rates, 1, size, now);
+            taken += size;
+        }
+        let allowed = usize::try_from(now - began).unwrap() * 100;
+        assert!((taken - 1000..=taken + 600).contains(&allowed), "{allowed} of {taken}");
     }
 }

@@ -71,6 +71,14 @@ impl Relay {
         if self.cut_at.get() != NEVER {
             return Some(next);
         }
+        if self.paused_until.get() > now {
+            next = next.min(self.paused_until.get());
+        }
+        next = next.min(resources.looks_at_memory_at());
+        if resources.must_leave(self.keepalive.get().message) {
+            self.ask_to_leave(CloseCode::TRY_AGAIN_LATER, End::Memory);
+            return Some(next.min(self.cut_at.get()));
+        }
         if let Some(expiry) = &self.expiry {
             let expires_at = resources.tick_at(expiry.at_s);
             if now >= expires_at {
@@ -163,8 +171,14 @@ impl Relay {
         let Some(allowance) = &self.allowance else { return Ok(()) };
         let mut left = allowance.get();
         let now = self.resources().timers.now();
-        left.take(&self.place.rates, tally.frames_sum(), size, now)?;
+        let owed = left.charge(&self.place.rates, tally.frames_sum(), size, now);
         allowance.set(left);
+        if owed > 0 && self.place.pauses {
+            self.paused_until.set(now.saturating_add(owed));
+            self.wake_clock_at(self.paused_until.get());
+        } else if owed > 0 {
+            return Err(Violation::RateExceeded);
+        }
         Ok(())
     }
 

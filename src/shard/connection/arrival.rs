@@ -1,9 +1,11 @@
 //! What comes before a request: leave to stay, the PROXY header, the beginning of TLS.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::{Connection, Step, asks_for_head_alone};
-use crate::metrics::{Direction, End, HandshakeResult};
+use crate::config::Access;
+use crate::metrics::{AddressRefusal, Direction, End, HandshakeResult};
 use crate::net::contain::contain;
 use crate::net::stream::{Gone, Received};
 use crate::net::tls::OVERLOAD_ALERT;
@@ -49,6 +51,17 @@ impl Connection {
         Step::Look
     }
 
+    /// Answers somebody who is not served and has not begun TLS.
+    fn alert(&self, refusal: Refusal) -> Step {
+        let result = HandshakeResult::from(refusal);
+        self.table.port().cells.handshake(result);
+        let end = if result == HandshakeResult::Limit { End::Limit } else { End::Refused };
+        match self.send(OVERLOAD_ALERT.to_vec()) {
+            Ok(unsent) => Step::Leave { unsent, end },
+            Err(Gone) => Step::Gone(end),
+        }
+    }
+
     /// Reads the PROXY header, and what follows it as the client's own bytes.
     pub(super) fn read_proxy(&mut self, bytes: &[u8]) -> Step {
         self.head.extend_from_slice(bytes);
@@ -56,6 +69,16 @@ impl Connection {
             Ok(Some(header)) => {
                 self.proxied = header.addresses.map(|addresses| addresses.client);
                 self.awaits_proxy = false;
+                // A header may name nobody, as with the checks of a balancer: then it is the balancer who comes.
+                if has_rules_for_addresses(&self.table)
+                    && let Some(client) = self.peer()
+                    && let Err(refusal) = admit_from(&mut self.client, client)
+                {
+                    return match self.tls {
+                        TlsStage::Passed => self.refuse(refusal, None, false),
+                        TlsStage::Awaited | TlsStage::Handshake => self.alert(refusal),
+                    };
+                }
                 let rest = self.head.split_off(header.size);
                 self.head = Vec::new();
                 match self.tls {
@@ -93,8 +116,38 @@ pub(super) fn refuse_stranger(mut client: Client) {
     client.life.end(End::ProxyHeaderInvalid);
 }
 
-/// Answers a connection for which there is no room, without waiting for its request.
-pub(super) fn refuse_at_limit(client: Client, table: &Rc<Table>) {
+/// Whether somebody may connect, by his address where nothing else is to tell it; what he is told where he may not.
+pub(super) fn admit_peer(client: &mut Client, table: &Table) -> Result<(), Refusal> {
+    let port = table.port();
+    let is_asked = port.proxies.is_none() && has_rules_for_addresses(table);
+    match client.stream.peer_address().filter(|_| is_asked) {
+        Some(peer) => admit_from(client, peer.ip()),
+        None => Ok(()),
+    }
+}
+
+/// Whether addresses are told apart before there is a request.
+pub(super) fn has_rules_for_addresses(table: &Table) -> bool {
+    let port = table.port();
+    port.access != Access::default()
+        || port.addresses.as_ref().is_some_and(|addresses| addresses.limits_connections())
+}
+
+/// Whether somebody may connect from this address; counted, and what he is told, where he may not.
+pub(super) fn admit_from(client: &mut Client, address: IpAddr) -> Result<(), Refusal> {
+    client.life.admit_from(address).map_err(|reason| {
+        client.life.port().cells.address_refusal(reason);
+        match reason {
+            AddressRefusal::Denied => Refusal::AddressDenied,
+            AddressRefusal::Connections | AddressRefusal::Handshakes => {
+                Refusal::AddressLimit { retry_after_s: retry_after_s() }
+            }
+        }
+    })
+}
+
+/// Answers a connection that is not served, without waiting for its request.
+pub(super) fn refuse_at_once(client: Client, table: &Rc<Table>, refusal: Refusal) {
     let mut connection = Connection::new(client, table);
     // What has arrived of the request is taken, so that closing does not reset the connection and lose the answer.
     let resources = Rc::clone(connection.client.resources());
@@ -103,15 +156,12 @@ pub(super) fn refuse_at_limit(client: Client, table: &Rc<Table>) {
     {
         table.port().cells.wire_bytes(Direction::Received).add(size as u64);
     }
-    let refusal = Refusal::ConnectionLimit { retry_after_s: retry_after_s() };
+    let result = HandshakeResult::from(refusal);
+    let end = if result == HandshakeResult::Limit { End::Limit } else { End::Refused };
     let step = if connection.tls == TlsStage::Passed {
         connection.refuse(refusal, None, false)
     } else {
-        table.port().cells.handshake(HandshakeResult::from(refusal));
-        match connection.send(OVERLOAD_ALERT.to_vec()) {
-            Ok(unsent) => Step::Leave { unsent, end: End::Limit },
-            Err(Gone) => Step::Gone(End::Limit),
-        }
+        connection.alert(refusal)
     };
     match resources.linger_at_limit() {
         Some(guard) => drop(monoio::spawn(contain(async move {
@@ -119,6 +169,6 @@ pub(super) fn refuse_at_limit(client: Client, table: &Rc<Table>) {
             drop(guard);
         }))),
         // Even letting clients go politely takes descriptors, and there are no more for that.
-        None => connection.client.life.end(End::Limit),
+        None => connection.client.life.end(end),
     }
 }

@@ -283,11 +283,6 @@ const CASES: &[(&str, &str, &str)] = &[
         r#"4:13: route[0].upstreams: the service "echo" has no use for it. Remove it."#,
     ),
     (
-        ROUTE,
-        "trusted = [\"10.0.0.0/8\"]\n",
-        r#"4:11: route[0].trusted: the service "echo" has no use for it. Remove it."#,
-    ),
-    (
         "[[port]]\nnumber = 80\nproxy_protocol = true\n",
         ROUTE,
         "3:18: port[0].proxy_protocol: this is true or false, and has to be a table. Write a table.",
