@@ -16,9 +16,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use crate::config::auth::Jwt;
 use crate::config::auth::keys::{Algorithm, Key, Keys};
-use crate::config::is_field_value;
+use crate::config::auth::{Jwt, KeySource};
+use crate::config::{SecretSource, is_field_value};
 use crate::metrics::AuthRefusal;
 use crate::protocol::http::refusal::{BadRequest, Refusal};
 use crate::protocol::http::request::RequestHead;
@@ -238,13 +238,34 @@ fn text(claim: &Value) -> Option<String> {
     is_field_value(&text).then_some(text)
 }
 
-/// Judges any bytes as a token, for fuzzers: nothing of it may be believed that no key has signed.
+/// Judges any bytes as a token by keys that nobody has the other half of, for fuzzers: nothing of it may be believed.
 ///
 /// # Panics
 /// Where a token is taken for good.
 #[doc(hidden)]
-pub fn fuzz_token(jwt: &Jwt, keys: &Keys, token: &[u8]) {
-    assert!(verify(jwt, keys, token).is_err(), "nobody has signed it");
+pub fn fuzz_token(data: &[u8]) {
+    /// Public keys of examples: RFC 7515 appendix A.3.1, and RFC 8037 appendix A.2.
+    const SET: &[u8] = br#"{"keys":[
+        {"kty":"EC","crv":"P-256","kid":"1","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+         "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"},
+        {"kty":"OKP","crv":"Ed25519","kid":"2","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    let jwt = Jwt {
+        keys: KeySource::Key {
+            source: SecretSource::Environment(String::new()),
+            algorithm: Algorithm::Hs256,
+            keys: Arc::new(Keys::one(Algorithm::Hs256, &[7; 32]).expect("it is long enough")),
+        },
+        from: vec![Jwt::FROM],
+        issuer: None,
+        audience: Vec::new(),
+        leeway: Jwt::LEEWAY,
+        claims: Vec::new(),
+        headers: Vec::new(),
+        expiry_close_code: None,
+    };
+    let keys = Keys::set(SET).expect("they are keys");
+    // The examples of the RFCs are signed by them, and have expired or no `exp`.
+    assert!(verify(&jwt, &keys, data).is_err(), "nobody has signed it");
 }
 
 #[cfg(test)]

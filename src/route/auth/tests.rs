@@ -334,7 +334,8 @@ fn nothing_that_nobody_signed_is_believed() {
         // The last character of a signature carries bits that are none of it, which some encoders fill.
         let without_last = |bytes: &[u8]| bytes[..bytes.len().saturating_sub(1)].to_vec();
         if bytes != good.as_bytes() && without_last(&bytes) != without_last(good.as_bytes()) {
-            fuzz_token(&jwt, &keys, &bytes);
+            assert!(verify(&jwt, &keys, &bytes).is_err(), "nobody has signed it");
+            fuzz_token(&bytes);
         }
     }
 }
