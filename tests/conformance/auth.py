@@ -344,7 +344,7 @@ def test_a_token_is_taken_from_where_it_may_stand_and_goes_no_further(io_driver,
             assert metrics.value("forwarding_ignored_total") == len(ways)
 
 
-def test_keys_of_an_issuer_are_fetched_rotated_and_kept(io_driver):
+def test_keys_of_an_issuer_are_fetched_rotated_and_kept():
     one, other = Signer("ES256"), Signer("RS256")
     keys = {"answer": (503, [], b"")}
 
@@ -357,7 +357,7 @@ def test_keys_of_an_issuer_are_fetched_rotated_and_kept(io_driver):
 
     with Server(lambda _: keys["answer"]) as issuer:
         auth = jwt(jwks=f'"{issuer.url}/keys?a=b"', jwks_refresh_interval_ms=1000)
-        with Gateway(PORTS + route("/echo", auth), io_driver=io_driver) as gateway:
+        with Gateway(PORTS + route("/echo", auth)) as gateway:
             metrics = gateway.metrics
             assert issuer.requests[0][:2] == ("GET", "/keys?a=b")
             # Nobody is let in as long as there are no keys, and is told to come again.
@@ -539,7 +539,8 @@ def test_a_service_is_asked_about_each_request(io_driver):
             answer = connection.getresponse()
             assert (answer.status, answer.read()) == (401, b"The request does not prove who it is from.\n")
             connection.close()
-            # Whom the request is for is told by what routes it, be that not in Host; and what a client has already is not.
+
+            # Whom the request is for is told by what routes it, in Host or not. What a client has already is not told.
             async def elsewhere():
                 async with await Connection.open(gateway.ports["a"]) as client:
                     await client.send(
