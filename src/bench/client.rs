@@ -22,6 +22,7 @@ use crate::net::stream::{Cancel, Gone, Received, Stream};
 use crate::net::timers::{Tick, Timer};
 use crate::net::tls::{ClientSettings, Comeback, Trust};
 use crate::protocol::websocket::close::CloseCode;
+use crate::protocol::websocket::deflate::{Terms, client::ClientOffer};
 use crate::protocol::websocket::frame::{self, Opcode};
 use crate::protocol::websocket::handshake::client::{ClientRequest, ResponseFault};
 
@@ -43,6 +44,8 @@ pub struct Door {
     pub tls: Option<Tls>,
     /// Where from, each in turn; empty leaves it to the kernel.
     pub sources: Vec<IpAddr>,
+    /// What is offered to compress messages by, and has to be agreed on; messages are compressed then.
+    pub deflate: Option<ClientOffer>,
     /// Subprotocols to offer.
     pub subprotocols: Vec<String>,
     /// Further fields of the request head.
@@ -67,6 +70,8 @@ pub enum OpenFault {
     Tls(String),
     /// The server did not accept the opening handshake.
     Response(ResponseFault),
+    /// The server accepted it, but not to compress messages.
+    NoDeflate,
     /// The server left.
     Gone,
     /// Nothing, or too little, came in time.
@@ -97,6 +102,8 @@ pub(super) struct Opened {
     generator: Rc<Generator>,
     stream: Stream,
     timer: Timer,
+    /// What was agreed on compression, where it was offered.
+    deflate: Option<Terms>,
     /// What came after the response head.
     early: Vec<u8>,
 }
@@ -132,6 +139,7 @@ impl Opened {
             host: &target.host,
             key: key(generator),
             subprotocols: &subprotocols,
+            deflate: door.deflate,
             fields: &fields,
         };
         let mut head = Vec::new();
@@ -157,8 +165,11 @@ impl Opened {
             }
             drop(scratch);
             if let Some(verified) = request.verify_response(&received).map_err(OpenFault::Response)? {
-                let early = received.split_off(verified.head_size);
-                return Ok(Self { generator: Rc::clone(generator), stream, timer, early });
+                if door.deflate.is_some() && verified.deflate.is_none() {
+                    return Err(OpenFault::NoDeflate);
+                }
+                let (early, deflate) = (received.split_off(verified.head_size), verified.deflate);
+                return Ok(Self { generator: Rc::clone(generator), stream, timer, deflate, early });
             }
         }
     }
@@ -177,7 +188,7 @@ impl Opened {
     pub(super) async fn leave(self) -> Result<(), Fault> {
         // No message is on the way: whatever comes but control frames is wrong.
         let shape = Shape { opcode: Opcode::Binary, size: 0, in_flight: 1 };
-        let pattern = Pattern::new(&shape, || 0);
+        let pattern = Pattern::new(&shape, self.deflate.is_some(), || 0);
         let client = Client::new(self, &shape, &pattern, 0)?;
         client.leave().await
     }
@@ -220,9 +231,9 @@ impl Client {
     /// # Errors
     /// What is wrong with the frames that the server has sent already.
     pub(super) fn new(opened: Opened, shape: &Shape, pattern: &Pattern, index: u32) -> Result<Self, Fault> {
-        let Opened { generator, stream, timer, early } = opened;
+        let Opened { generator, stream, timer, deflate, early } = opened;
         let outgoing = Outgoing::new(pattern, index);
-        let mut answers = Answers::new(shape, pattern, index);
+        let mut answers = Answers::new(shape, pattern, deflate, index);
         let mut unsent = Vec::new();
         if answers.receive(&early, &mut unsent)? > 0 {
             return Err(Fault::Unasked);
@@ -447,7 +458,7 @@ impl From<&OpenFault> for Fault {
         match fault {
             OpenFault::Connect(_) => Self::Connect,
             OpenFault::Tls(_) => Self::Tls,
-            OpenFault::Response(_) => Self::Handshake,
+            OpenFault::Response(_) | OpenFault::NoDeflate => Self::Handshake,
             OpenFault::Gone => Self::Gone,
             OpenFault::Late => Self::Late,
             OpenFault::Answer(fault) => *fault,
@@ -461,6 +472,7 @@ impl fmt::Display for OpenFault {
             Self::Connect(error) => write!(formatter, "cannot connect: {error}"),
             Self::Tls(reason) => write!(formatter, "no TLS: {reason}"),
             Self::Response(fault) => fault.fmt(formatter),
+            Self::NoDeflate => formatter.write_str("the server does not agree on permessage-deflate"),
             Self::Gone => formatter.write_str("the server left during the opening handshake"),
             Self::Late => formatter.write_str("the opening handshake took too long"),
             Self::Answer(fault) => {

@@ -102,6 +102,9 @@ pub struct Standing {
     pub messages_per_second: Spread,
     /// Of all rounds together.
     pub latency_us: Latency,
+    /// The mean payload of an answer as it came, where answers may be compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_answer: Option<f64>,
     /// Connections given up.
     pub errors: u64,
     /// What they were given up for, by name.
@@ -278,6 +281,7 @@ impl<'a> Side<'a> {
             us_per_message: spread(costs),
             messages_per_second: spread(self.rounds.iter().map(Measured::per_second).collect()),
             latency_us: latency(&sum),
+            bytes_per_answer: sum.bytes_per_answer(),
             errors: sum.faults_sum(),
             faults: sum.faults().map(|(fault, count)| format!("{count} {fault}")).collect(),
             client_busy: efforts().map(|effort| effort.busy).fold(0.0, f64::max),

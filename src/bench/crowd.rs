@@ -49,7 +49,7 @@ pub(super) struct Crowd {
     /// Those that no fault has ended.
     clients: Vec<Client>,
     in_flight: usize,
-    window_size: usize,
+    pattern: Pattern,
 }
 
 impl Crowd {
@@ -63,8 +63,7 @@ impl Crowd {
         shape: Shape,
         connections: Range<u32>,
     ) -> Result<Self, OpenFault> {
-        let pattern = Pattern::new(&shape, || generator.random());
-        let window_size = pattern.window_size();
+        let pattern = Pattern::new(&shape, door.deflate.is_some(), || generator.random());
         let next = Rc::new(Cell::new(connections.start));
         let (at_a_time, end) = (AT_A_TIME.min(connections.end - connections.start), connections.end);
         let tasks = (0..at_a_time).map(|_| {
@@ -90,17 +89,19 @@ impl Crowd {
             clients.append(&mut task.await?);
         }
         let generator = Rc::clone(generator);
-        Ok(Self { generator, clients, in_flight: shape.in_flight as usize, window_size })
+        Ok(Self { generator, clients, in_flight: shape.in_flight as usize, pattern })
     }
 
     /// Sends messages and checks their answers, until all that was sent is answered.
     pub(super) async fn run(&mut self, pace: Pace, span: Span, tally: &Rc<Tally>) {
         let deadline = self.generator.after(span.duration + span.grace);
         let start = clock::now();
+        let before = self.pattern.answer_bytes();
         match pace {
             Pace::Answers => self.closed_loop(self.in_flight, start + span.duration, deadline, tally).await,
             Pace::PerSecond(rate) => self.open_loop(start, rate, span.duration, deadline, tally).await,
         }
+        tally.received(self.pattern.answer_bytes() - before);
     }
 
     /// Has every connection send one message and wait for its echo.
@@ -143,7 +144,7 @@ impl Crowd {
 
     /// Every connection sends a window and waits for its answers, over and over until `end`; at least once.
     async fn closed_loop(&mut self, in_flight: usize, end: Instant, deadline: Tick, tally: &Rc<Tally>) {
-        let window_size = self.window_size;
+        let window_size = self.pattern.window_size();
         let send_and_wait = async move |client: &mut Client, tally: &Tally| match Line::new(window_size) {
             Some(line) if !client.is_tls() => in_turn_in_ring(client, line, in_flight, end, tally).await,
             _ => in_turn(client, in_flight, end, tally).await,

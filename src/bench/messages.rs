@@ -1,12 +1,16 @@
 //! The messages of a load: made once, numbered as they leave, recognised as they come back.
 
+mod deflated;
+
 use std::cell::{Ref, RefCell};
 use std::mem;
+use std::ops::Range;
 use std::rc::Rc;
 
+use self::deflated::{Compressed, Inflating, Inflation};
 use super::fault::Fault;
+use crate::protocol::websocket::deflate::Terms;
 use crate::protocol::websocket::frame::{self, Header, Opcode, Role, Rules, Sequence};
-use crate::protocol::websocket::mask::MaskingKey;
 
 /// The size of a message's number in bytes; it stands at the beginning of the payload, cut off where that is shorter.
 const NUMBER_SIZE: usize = 8;
@@ -36,35 +40,74 @@ pub struct Shape {
 pub(super) struct Pattern {
     payload: Rc<[u8]>,
     window: Rc<RefCell<Window>>,
+    /// Where messages go compressed.
+    inflation: Option<Rc<Inflation>>,
 }
 
 #[derive(Debug)]
 struct Window {
     bytes: Vec<u8>,
-    keys: Vec<MaskingKey>,
+    /// For each frame what its number is masked by.
+    keys: Vec<u64>,
     frame_size: usize,
-    header_size: usize,
+    /// Where the number is in a frame.
+    number: Range<usize>,
 }
 
 impl Pattern {
-    /// What is shared by messages of this shape. Masking keys come from `random`.
-    pub(super) fn new(shape: &Shape, mut random: impl FnMut() -> u64) -> Self {
-        let payload: Rc<[u8]> = (b'a'..=b'z').cycle().take(shape.size).collect();
-        let mut bytes = Vec::new();
-        let mut keys = Vec::new();
-        for _ in 0..shape.in_flight {
-            let [.., a, b, c, d] = random().to_le_bytes();
-            keys.push([a, b, c, d]);
-            frame::append(&mut bytes, shape.opcode, true, &payload, Some([a, b, c, d]));
+    /// What is shared by messages of this shape, which are JSON and compressed or letters. Masking keys come from `random`.
+    pub(super) fn new(shape: &Shape, is_deflated: bool, random: impl FnMut() -> u64) -> Self {
+        if is_deflated {
+            let payload = deflated::records(shape.size);
+            let Compressed { bytes, number_start } = deflated::compress(&payload);
+            let window = Window::new(shape, &bytes, number_start, frame::RSV1, random);
+            Self::with(payload.into(), window, Some(Rc::default()))
+        } else {
+            let payload: Rc<[u8]> = (b'a'..=b'z').cycle().take(shape.size).collect();
+            let window = Window::new(shape, &payload, 0, 0, random);
+            Self::with(payload, window, None)
         }
-        let frame_size = bytes.len() / keys.len();
-        let window = Window { header_size: frame_size - shape.size, frame_size, bytes, keys };
-        Self { payload, window: Rc::new(RefCell::new(window)) }
+    }
+
+    fn with(payload: Rc<[u8]>, window: Window, inflation: Option<Rc<Inflation>>) -> Self {
+        Self { payload, window: Rc::new(RefCell::new(window)), inflation }
     }
 
     /// The size of a whole window in bytes.
     pub(super) fn window_size(&self) -> usize {
         self.window.borrow().bytes.len()
+    }
+
+    /// Bytes of payload of all answers so far as they came, where these may be compressed.
+    pub(super) fn answer_bytes(&self) -> u64 {
+        self.inflation.as_ref().map_or(0, |inflation| inflation.answer_bytes())
+    }
+}
+
+impl Window {
+    /// Frames of this payload, marked by these reserved bits, in which the message's number begins at `number_start`.
+    fn new(
+        shape: &Shape,
+        payload: &[u8],
+        number_start: usize,
+        reserved_bits: u8,
+        mut random: impl FnMut() -> u64,
+    ) -> Self {
+        let mut bytes = Vec::new();
+        let mut keys = Vec::new();
+        for _ in 0..shape.in_flight {
+            let [.., a, b, c, d] = random().to_le_bytes();
+            let frame_start = bytes.len();
+            frame::append(&mut bytes, shape.opcode, true, payload, Some([a, b, c, d]));
+            bytes[frame_start] |= reserved_bits;
+            let mut key = [a, b, c, d];
+            key.rotate_left(number_start % 4);
+            let key = u64::from(u32::from_le_bytes(key));
+            keys.push(key | key << 32);
+        }
+        let frame_size = bytes.len() / keys.len();
+        let start = frame_size - payload.len() + number_start;
+        Self { number: start..start + shape.size.min(NUMBER_SIZE), frame_size, bytes, keys }
     }
 }
 
@@ -88,13 +131,10 @@ impl Outgoing {
     #[inline]
     pub(super) fn next(&mut self, count: usize) -> Ref<'_, [u8]> {
         {
-            let Window { bytes, keys, frame_size, header_size } = &mut *self.window.borrow_mut();
+            let Window { bytes, keys, frame_size, number: place } = &mut *self.window.borrow_mut();
             for (frame, key) in bytes.chunks_exact_mut(*frame_size).zip(keys).take(count) {
-                let payload = &mut frame[*header_size..];
-                let key = u64::from(u32::from_le_bytes(*key));
-                let masked = (number(self.next) ^ (key | key << 32)).to_le_bytes();
-                let size = payload.len().min(NUMBER_SIZE);
-                payload[..size].copy_from_slice(&masked[..size]);
+                let masked = (number(self.next) ^ *key).to_le_bytes();
+                frame[place.clone()].copy_from_slice(&masked[..place.len()]);
                 self.next = self.next.wrapping_add(1);
             }
         }
@@ -105,18 +145,27 @@ impl Outgoing {
 /// What one connection receives: echoes of its messages, in order, each once, and control frames between.
 #[derive(Debug)]
 pub(super) struct Answers {
-    payload: Rc<[u8]>,
+    expected: Expected,
     opcode: Opcode,
-    /// The number of the message whose answer comes next.
-    next: u32,
-    /// Bytes of that answer that have come, over all its fragments.
-    arrived: usize,
+    rules: Rules,
     sequence: Sequence,
     /// The data frame whose payload is arriving.
     frame: Option<PartialFrame>,
     /// The beginning of a header or of a control frame that the last read cut off.
     carried: Vec<u8>,
     closed: bool,
+    /// Where answers may come compressed.
+    inflating: Option<Inflating>,
+}
+
+/// The answer that comes next.
+#[derive(Debug)]
+struct Expected {
+    payload: Rc<[u8]>,
+    /// The number of the message that it answers.
+    next: u32,
+    /// Bytes of it that have come, over all its fragments; of a compressed one as inflated.
+    arrived: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -135,13 +184,18 @@ impl Answers {
         masker: crate::protocol::websocket::mask::wide,
     };
 
-    /// The answers to what [`Outgoing`] sends for the same shape, pattern and connection.
-    pub(super) fn new(shape: &Shape, pattern: &Pattern, connection: u32) -> Self {
+    /// The answers to what [`Outgoing`] sends for the same shape, pattern and connection, where this was agreed on
+    /// compression.
+    pub(super) fn new(shape: &Shape, pattern: &Pattern, deflate: Option<Terms>, connection: u32) -> Self {
+        let payload = Rc::clone(&pattern.payload);
+        let inflating = deflate.zip(pattern.inflation.as_ref());
+        let inflating = inflating.map(|(terms, inflation)| Inflating::new(inflation, terms));
+        let reserved_bits = if inflating.is_some() { frame::RSV1 } else { 0 };
         Self {
-            payload: Rc::clone(&pattern.payload),
+            expected: Expected { payload, next: first_number(connection), arrived: 0 },
             opcode: shape.opcode,
-            next: first_number(connection),
-            arrived: 0,
+            rules: Rules { reserved_bits, ..Self::RULES },
+            inflating,
             sequence: Sequence::default(),
             frame: None,
             carried: Vec::new(),
@@ -178,22 +232,19 @@ impl Answers {
             if let Some(PartialFrame { missing, fin }) = self.frame {
                 let (piece, after) = rest.split_at(missing.min(rest.len()));
                 rest = after;
-                self.compare(piece)?;
+                let is_last = fin && piece.len() == missing;
+                self.judge(piece, is_last)?;
                 if piece.len() < missing {
                     self.frame = Some(PartialFrame { missing: missing - piece.len(), fin });
                     return Ok(answered);
                 }
                 self.frame = None;
-                if fin {
-                    if self.arrived < self.payload.len() {
-                        return Err(Fault::Length);
-                    }
-                    self.arrived = 0;
-                    self.next = self.next.wrapping_add(1);
+                if is_last {
+                    self.expected.pass()?;
                     answered += 1;
                 }
             }
-            let parsed = Header::parse(rest, &Self::RULES).map_err(|_| Fault::Violation)?;
+            let parsed = Header::parse(rest, &self.rules).map_err(|_| Fault::Violation)?;
             let Some((header, header_size)) = parsed else {
                 self.carried.extend_from_slice(rest);
                 return Ok(answered);
@@ -212,17 +263,62 @@ impl Answers {
                 }
                 continue;
             }
-            self.sequence.admit(&header, &Self::RULES).map_err(|_| Fault::Violation)?;
+            self.sequence.admit(&header, &self.rules).map_err(|_| Fault::Violation)?;
             if header.opcode != Opcode::Continuation && header.opcode != self.opcode {
                 return Err(Fault::Opcode);
             }
-            if size > self.payload.len() - self.arrived {
+            if let Some(inflating) = &mut self.inflating
+                && header.opcode != Opcode::Continuation
+            {
+                inflating.begin(header.is_compressed);
+            }
+            if size > self.room() {
                 return Err(Fault::Length);
             }
             rest = &rest[header_size..];
             self.frame = Some(PartialFrame { missing: size, fin: header.fin });
         }
         Ok(answered)
+    }
+
+    /// So many bytes may still come of this answer.
+    #[inline]
+    fn room(&self) -> usize {
+        let Expected { payload, arrived, .. } = &self.expected;
+        match &self.inflating {
+            Some(inflating) if inflating.is_compressed() => inflating.room(payload.len()),
+            _ => payload.len() - arrived,
+        }
+    }
+
+    /// Judges the next piece of an answer; a compressed one is judged with its last.
+    #[inline]
+    fn judge(&mut self, piece: &[u8], is_last: bool) -> Result<(), Fault> {
+        let expected = &mut self.expected;
+        match &mut self.inflating {
+            None => expected.compare(piece),
+            Some(inflating) if inflating.is_compressed() => {
+                let size = expected.payload.len();
+                inflating.take(piece, is_last, size, |answer| expected.compare(answer))
+            }
+            Some(inflating) => {
+                inflating.count(piece.len());
+                expected.compare(piece)
+            }
+        }
+    }
+}
+
+impl Expected {
+    /// Goes on to the next answer once all of this one has come.
+    #[inline]
+    fn pass(&mut self) -> Result<(), Fault> {
+        if self.arrived < self.payload.len() {
+            return Err(Fault::Length);
+        }
+        self.arrived = 0;
+        self.next = self.next.wrapping_add(1);
+        Ok(())
     }
 
     /// Compares the next piece of the payload, as far as this message is compared.
@@ -265,20 +361,23 @@ fn number(message: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::websocket::deflate::client::ClientOffer;
     use crate::protocol::websocket::mask;
 
     const SHAPE: Shape = Shape { opcode: Opcode::Text, size: 300, in_flight: 3 };
 
-    /// What a server that echoes would answer to these frames.
+    /// What a server that echoes would answer to these frames, compressed as they came where they are.
     fn echo(frames: &[u8]) -> Vec<u8> {
-        let rules = Rules { role: Role::Server, ..Answers::RULES };
+        let rules = Rules { role: Role::Server, reserved_bits: frame::RSV1, ..Answers::RULES };
         let mut rest = frames;
         let mut out = Vec::new();
         while let Some((header, header_size)) = Header::parse(rest, &rules).unwrap() {
             let (frame, after) = rest.split_at(header_size + usize::try_from(header.payload_size).unwrap());
             let mut payload = frame[header_size..].to_vec();
             mask::apply(&mut payload, header.mask.unwrap(), 0);
+            let start = out.len();
             frame::append(&mut out, header.opcode, header.fin, &payload, None);
+            out[start] |= if header.is_compressed { frame::RSV1 } else { 0 };
             rest = after;
         }
         out
@@ -292,13 +391,23 @@ mod tests {
 
     impl Pair {
         fn new(shape: &Shape, connection: u32) -> Self {
+            Self::agreed(shape, None, connection)
+        }
+
+        /// Messages that go compressed.
+        fn deflated(shape: &Shape, connection: u32) -> Self {
+            let offer = ClientOffer::Shared;
+            Self::agreed(shape, offer.agree(offer.extension().as_bytes()), connection)
+        }
+
+        fn agreed(shape: &Shape, deflate: Option<Terms>, connection: u32) -> Self {
             let mut random = 0x0123_4567_89ab_cdef_u64;
-            let pattern = Pattern::new(shape, || {
+            let pattern = Pattern::new(shape, deflate.is_some(), || {
                 random = random.rotate_left(9);
                 random
             });
             let outgoing = Outgoing::new(&pattern, connection);
-            Self { outgoing, answers: Answers::new(shape, &pattern, connection), pongs: Vec::new() }
+            Self { outgoing, answers: Answers::new(shape, &pattern, deflate, connection), pongs: Vec::new() }
         }
 
         fn receive(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
@@ -310,32 +419,37 @@ mod tests {
     fn echoes_are_counted_wherever_they_are_split() {
         for size in [0, 1, 7, 8, 9, 125, 126, 300] {
             let shape = Shape { size, ..SHAPE };
-            let input = echo(&Pair::new(&shape, 7).outgoing.next(3));
-            for split in 0..=input.len() {
-                let mut pair = Pair::new(&shape, 7);
-                let first = pair.receive(&input[..split]).unwrap();
-                assert_eq!(first + pair.receive(&input[split..]).unwrap(), 3, "{size} bytes at {split}");
+            for pair in [Pair::new, Pair::deflated] {
+                let input = echo(&pair(&shape, 7).outgoing.next(3));
+                for split in 0..=input.len() {
+                    let mut pair = pair(&shape, 7);
+                    let first = pair.receive(&input[..split]).unwrap();
+                    assert_eq!(first + pair.receive(&input[split..]).unwrap(), 3, "{size} bytes at {split}");
+                }
             }
         }
     }
 
     #[test]
     fn windows_are_numbered_on() {
-        let mut pair = Pair::new(&SHAPE, 1);
-        let windows: Vec<Vec<u8>> = (0..200).map(|_| echo(&pair.outgoing.next(3))).collect();
-        assert_ne!(windows[0], windows[1]);
-        for window in windows {
-            assert_eq!(pair.receive(&window), Ok(3));
+        for mut pair in [Pair::new(&SHAPE, 1), Pair::deflated(&SHAPE, 1)] {
+            let windows: Vec<Vec<u8>> = (0..200).map(|_| echo(&pair.outgoing.next(3))).collect();
+            assert_ne!(windows[0], windows[1]);
+            for window in windows {
+                assert_eq!(pair.receive(&window), Ok(3));
+            }
         }
     }
 
     #[test]
     fn an_answer_of_before_or_of_another_connection_is_wrong() {
-        let mut pair = Pair::new(&SHAPE, 1);
-        let first = echo(&pair.outgoing.next(1));
-        assert_eq!(pair.receive(&first), Ok(1));
-        assert_eq!(pair.receive(&first), Err(Fault::Content));
-        assert_eq!(Pair::new(&SHAPE, 2).receive(&first), Err(Fault::Content));
+        for new in [Pair::new, Pair::deflated] {
+            let mut pair = new(&SHAPE, 1);
+            let first = echo(&pair.outgoing.next(1));
+            assert_eq!(pair.receive(&first), Ok(1));
+            assert_eq!(pair.receive(&first), Err(Fault::Content));
+            assert_eq!(new(&SHAPE, 2).receive(&first), Err(Fault::Content));
+        }
     }
 
     #[test]
@@ -368,6 +482,90 @@ mod tests {
         let mut wrong = payload(&mut pair);
         wrong[299] ^= 1;
         assert_eq!(answer(&mut pair, Opcode::Text, &wrong), Err(Fault::Content));
+    }
+
+    #[test]
+    fn a_compressed_answer_is_judged_as_any_other() {
+        let answer = |pair: &mut Pair, payload: &[u8]| {
+            let mut bytes = Vec::new();
+            frame::append(&mut bytes, Opcode::Text, true, &deflated::compress(payload).bytes, None);
+            bytes[0] |= frame::RSV1;
+            pair.receive(&bytes)
+        };
+        let message = |number_of: u32| {
+            let mut payload = deflated::records(SHAPE.size);
+            payload[..NUMBER_SIZE].copy_from_slice(&number(first_number(number_of)).to_le_bytes());
+            payload
+        };
+        let right = message(1);
+        let mut pair = Pair::deflated(&SHAPE, 1);
+        assert_eq!(answer(&mut pair, &right), Ok(1));
+        assert_eq!(answer(&mut pair, &right), Err(Fault::Content));
+        assert_eq!(answer(&mut Pair::deflated(&SHAPE, 1), &right[..299]), Err(Fault::Length));
+        let longer = [&right[..], b"a"].concat();
+        assert_eq!(answer(&mut Pair::deflated(&SHAPE, 1), &longer), Err(Fault::Length));
+        // Connection 0 begins with message 0, which is compared to its end.
+        let mut wrong = message(0);
+        wrong[299] ^= 1;
+        assert_eq!(answer(&mut Pair::deflated(&SHAPE, 0), &wrong), Err(Fault::Content));
+
+        // What was not compressed is taken, what says that it is and is not is no message.
+        let mut bytes = Vec::new();
+        frame::append(&mut bytes, Opcode::Text, true, &right, None);
+        assert_eq!(Pair::deflated(&SHAPE, 1).receive(&bytes), Ok(1));
+        bytes[0] |= frame::RSV1;
+        assert_eq!(Pair::deflated(&SHAPE, 1).receive(&bytes), Err(Fault::Violation));
+        // Where nothing was agreed on, a compressed answer is against the rules.
+        assert_eq!(answer(&mut Pair::new(&SHAPE, 1), &right), Err(Fault::Violation));
+    }
+
+    #[test]
+    fn a_compressed_answer_may_come_in_fragments_but_not_without_an_end() {
+        let payload = echo(&Pair::deflated(&SHAPE, 1).outgoing.next(1))[4..].to_vec();
+        let fragment = |opcode, fin, payload: &[u8], reserved_bits| {
+            let mut bytes = Vec::new();
+            frame::append(&mut bytes, opcode, fin, payload, None);
+            bytes[0] |= reserved_bits;
+            bytes
+        };
+        let pieces = [
+            fragment(Opcode::Text, false, &payload[..1], frame::RSV1),
+            fragment(Opcode::Continuation, false, &payload[1..100], 0),
+            fragment(Opcode::Ping, true, b"there?", 0),
+            fragment(Opcode::Continuation, false, &payload[100..], 0),
+            fragment(Opcode::Continuation, true, b"", 0),
+        ];
+        // The message after it is one piece.
+        let mut pair = Pair::deflated(&SHAPE, 1);
+        drop(pair.outgoing.next(1));
+        let bytes = [pieces.concat(), echo(&pair.outgoing.next(1))].concat();
+        for split in 0..bytes.len() {
+            let mut pair = Pair::deflated(&SHAPE, 1);
+            let first = pair.receive(&bytes[..split]).unwrap();
+            assert_eq!(first + pair.receive(&bytes[split..]).unwrap(), 2, "split at {split}");
+        }
+
+        let mut pair = Pair::deflated(&SHAPE, 1);
+        let mut outcome = pair.receive(&pieces[0]);
+        let mut sent_size = 1;
+        while outcome == Ok(0) {
+            sent_size += 10;
+            outcome = pair.receive(&fragment(Opcode::Continuation, false, &[0; 10], 0));
+        }
+        assert_eq!(outcome, Err(Fault::Length));
+        assert!(sent_size < 2 * SHAPE.size, "{sent_size}");
+    }
+
+    #[test]
+    fn bytes_of_answers_are_counted_as_they_came() {
+        let shape = Shape { size: 1024, ..SHAPE };
+        let mut pair = Pair::deflated(&shape, 1);
+        let counted = |pair: &Pair| pair.answers.inflating.as_ref().unwrap().answer_bytes();
+        let window = echo(&pair.outgoing.next(3));
+        assert_eq!(pair.receive(&window), Ok(3));
+        // Each has a header of four bytes.
+        assert_eq!(counted(&pair), window.len() as u64 - 12);
+        assert!(counted(&pair) < 3 * 1024 / 2);
     }
 
     #[test]

@@ -193,7 +193,7 @@ fn report(scenario: Scenario, setting: &Setting, outcomes: Vec<(Seen, Tally)>) -
         rss_bytes: memory.rss_bytes,
         descriptors,
     });
-    Report::new(scenario, setting.connections, &measured, server, &outside)
+    Report::new(scenario, setting, &measured, server, &outside)
 }
 
 /// Idle connections.
@@ -208,7 +208,7 @@ pub fn idle(setting: &Setting, shape: Shape) -> Result<Report, BenchFault> {
         let mut upkeep = Ok(None);
         let measured = measure(None, Rc::clone(&tally), async { upkeep = run.await }).await?;
         let scenario = Scenario::Idle { shape, upkeep: upkeep? };
-        Ok(Report::new(scenario, setting.connections, &measured, None, &Tally::new()))
+        Ok(Report::new(scenario, setting, &measured, None, &Tally::new()))
     };
     Generator::run(setting.cores.first().copied(), work)?
 }
@@ -231,7 +231,8 @@ pub fn compare(
             comparisons
                 .push(compare::compare(&generator, contestants, *case, plan, |text| progress(text)).await?);
         }
-        Ok(Comparisons::new(plan, comparisons))
+        let deflate = contestants.first().and_then(|contestant| contestant.door.deflate);
+        Ok(Comparisons::new(plan, deflate, comparisons))
     };
     Generator::run(core, work)?
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+use super::Setting;
 use super::compare::{Comparison, Measure, Plan};
 use super::connect::Parting;
 use super::crowd::Pace;
@@ -15,6 +16,7 @@ use super::measure::Measured;
 use super::messages::Shape;
 use super::plot::Plot;
 use super::tally::Tally;
+use crate::protocol::websocket::deflate::client::ClientOffer;
 use crate::protocol::websocket::frame::Opcode;
 
 /// What was asked of the server.
@@ -46,6 +48,8 @@ pub enum Scenario {
 pub struct Report {
     scenario: Scenario,
     connections: u32,
+    deflate: Option<ClientOffer>,
+    bytes_per_answer: Option<f64>,
     elapsed: Duration,
     messages: u64,
     per_second: f64,
@@ -74,6 +78,9 @@ pub struct Comparisons {
     scenario: &'static str,
     rounds: u32,
     slice_s: f64,
+    /// How messages to all servers are compressed, where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deflate: Option<&'static str>,
     cases: Vec<Comparison>,
 }
 
@@ -81,7 +88,7 @@ impl Report {
     /// The report of a run. Faults outside of what was measured are counted with those within.
     pub(super) fn new(
         scenario: Scenario,
-        connections: u32,
+        setting: &Setting,
         measured: &Measured,
         server: Option<ServerCost>,
         outside: &Tally,
@@ -91,7 +98,9 @@ impl Report {
         all.add(&measured.tally);
         Self {
             scenario,
-            connections,
+            connections: setting.connections,
+            deflate: setting.door.deflate,
+            bytes_per_answer: measured.tally.bytes_per_answer(),
             elapsed: measured.elapsed,
             messages: measured.tally.messages(),
             per_second: measured.per_second(),
@@ -116,6 +125,9 @@ impl Report {
         let [p50, p90, p99, p999, max] = [p50, p90, p99, p999, max].map(time);
         writeln!(out, "  latency     p50 {p50}, p90 {p90}, p99 {p99}, p99.9 {p999}, max {max}")?;
         fmt::Display::fmt(&self.plot, out)?;
+        if let Some(bytes) = self.bytes_per_answer {
+            writeln!(out, "  answers     {bytes:.0} B each, as they came")?;
+        }
         if let Some(server) = &self.server {
             let cpu = server.cpu_us_per_message.unwrap_or(f64::NAN);
             let memory = size(server.rss_bytes);
@@ -149,6 +161,9 @@ impl fmt::Display for Report {
                     self.connections,
                     kind(*opcode)
                 )?;
+                if let Some(offer) = self.deflate {
+                    write!(out, ", compressed ({})", mode(offer))?;
+                }
                 if let Pace::PerSecond(rate) = pace {
                     write!(out, ", at {} a second", grouped(*rate))?;
                 }
@@ -191,6 +206,9 @@ impl Serialize for Report {
                 map.serialize_entry("size", &shape.size)?;
             }
         }
+        if let Some(offer) = self.deflate {
+            map.serialize_entry("deflate", mode(offer))?;
+        }
         map.serialize_entry("connections", &self.connections)?;
         map.serialize_entry("duration_s", &self.elapsed.as_secs_f64())?;
         map.serialize_entry("messages", &self.messages)?;
@@ -198,6 +216,9 @@ impl Serialize for Report {
         map.serialize_entry("errors", &self.errors)?;
         map.serialize_entry("faults", &Faults(&self.faults))?;
         map.serialize_entry("latency_us", &self.latency)?;
+        if let Some(bytes) = self.bytes_per_answer {
+            map.serialize_entry("bytes_per_answer", &bytes)?;
+        }
         match &self.scenario {
             Scenario::Idle { upkeep, .. } => map.serialize_entry("server", upkeep)?,
             Scenario::Echo { .. } | Scenario::Connect { .. } => {
@@ -219,8 +240,9 @@ impl Serialize for Faults<'_> {
 }
 
 impl Comparisons {
-    pub(super) fn new(plan: &Plan, cases: Vec<Comparison>) -> Self {
-        Self { scenario: "compare", rounds: plan.rounds, slice_s: plan.slice.as_secs_f64(), cases }
+    pub(super) fn new(plan: &Plan, deflate: Option<ClientOffer>, cases: Vec<Comparison>) -> Self {
+        let (rounds, slice_s) = (plan.rounds, plan.slice.as_secs_f64());
+        Self { scenario: "compare", rounds, slice_s, deflate: deflate.map(mode), cases }
     }
 
     /// Whether nothing went wrong with any server.
@@ -258,6 +280,9 @@ fn write_comparison(out: &mut fmt::Formatter<'_>, comparison: &Comparison, slice
              client {busy:.0} % busy",
             server.name,
         )?;
+        if let Some(bytes) = server.bytes_per_answer {
+            write!(out, ", answers of {bytes:.0} B")?;
+        }
         if server.client_limited {
             write!(out, ": the generator was the limit")?;
         }
@@ -304,6 +329,14 @@ fn write_upkeep(out: &mut fmt::Formatter<'_>, upkeep: &Upkeep) -> fmt::Result {
 
 fn kind(opcode: Opcode) -> &'static str {
     if opcode == Opcode::Text { "text" } else { "binary" }
+}
+
+/// How messages are compressed, as [`ClientOffer`] is called on the command line.
+fn mode(offer: ClientOffer) -> &'static str {
+    match offer {
+        ClientOffer::Shared => "shared",
+        ClientOffer::Dedicated => "dedicated",
+    }
 }
 
 /// Microseconds, in the unit that reads best.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::fault::Fault;
+use super::figures;
 
 /// The longest latency that is told apart from longer ones.
 const LATENCY_MAX: Duration = Duration::from_secs(600);
@@ -16,6 +17,8 @@ const LATENCY_DIGITS: u8 = 3;
 #[derive(Clone, Debug)]
 pub(super) struct Tally {
     messages: Cell<u64>,
+    /// Bytes of payload of their answers as they came; counted where these may be compressed.
+    answer_bytes: Cell<u64>,
     /// In nanoseconds.
     latencies: RefCell<Histogram<u64>>,
     faults: [Cell<u64>; Fault::COUNT],
@@ -27,7 +30,12 @@ impl Tally {
         let longest = u64::try_from(LATENCY_MAX.as_nanos()).expect("ten minutes are below 2^64 ns");
         let histogram =
             Histogram::new_with_bounds(100, longest, LATENCY_DIGITS).expect("the bounds are in order");
-        Self { messages: Cell::new(0), latencies: RefCell::new(histogram), faults: Default::default() }
+        Self {
+            messages: Cell::new(0),
+            answer_bytes: Cell::new(0),
+            latencies: RefCell::new(histogram),
+            faults: Default::default(),
+        }
     }
 
     /// Counts messages that were answered together.
@@ -36,6 +44,11 @@ impl Tally {
         self.messages.set(self.messages.get() + u64::from(messages));
         let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.latencies.borrow_mut().saturating_record_n(latency, u64::from(messages));
+    }
+
+    /// Counts bytes of answers, as they came.
+    pub(super) fn received(&self, bytes: u64) {
+        self.answer_bytes.set(self.answer_bytes.get() + bytes);
     }
 
     /// Counts a connection that was given up.
@@ -47,6 +60,12 @@ impl Tally {
     /// Messages answered so far.
     pub(super) fn messages(&self) -> u64 {
         self.messages.get()
+    }
+
+    /// The mean payload of an answer as it came, in bytes; `None` where that is not counted.
+    pub(super) fn bytes_per_answer(&self) -> Option<f64> {
+        let (bytes, messages) = (self.answer_bytes.get(), self.messages.get());
+        (bytes > 0 && messages > 0).then(|| figures::float(bytes) / figures::float(messages))
     }
 
     /// The latency that this share of the messages did not exceed.
@@ -89,6 +108,7 @@ impl Tally {
     pub(super) fn since(&self, earlier: &Self) -> Self {
         let rest = self.clone();
         rest.messages.set(rest.messages.get() - earlier.messages.get());
+        rest.answer_bytes.set(rest.answer_bytes.get() - earlier.answer_bytes.get());
         let taken = rest.latencies.borrow_mut().subtract(&*earlier.latencies.borrow());
         taken.expect("what was counted earlier is still counted");
         for (count, before) in rest.faults.iter().zip(&earlier.faults) {
@@ -100,6 +120,7 @@ impl Tally {
     /// Adds what another came to.
     pub(super) fn add(&self, other: &Self) {
         self.messages.set(self.messages.get() + other.messages.get());
+        self.received(other.answer_bytes.get());
         // Both have the same bounds, so everything in one has its place in the other.
         self.latencies.borrow_mut().add(&*other.latencies.borrow()).expect("both have the same bounds");
         for (sum, count) in self.faults.iter().zip(&other.faults) {

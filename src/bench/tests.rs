@@ -1,5 +1,7 @@
 //! The generator against servers that do known wrong: each is caught, and known delays are reported.
 
+mod deflate;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::ControlFlow;
@@ -13,6 +15,7 @@ use crate::net::tls::Trust;
 use crate::protocol::http::field_storage;
 use crate::protocol::http::request::RequestHead;
 use crate::protocol::http::scan::HeadScan;
+use crate::protocol::websocket::deflate::{Policy, Terms};
 use crate::protocol::websocket::frame::{self, Header, Opcode, Role, Rules};
 use crate::protocol::websocket::handshake::{self, write_accept};
 use crate::protocol::websocket::mask;
@@ -22,6 +25,7 @@ struct Message {
     /// Its place among the messages of its connection.
     index: usize,
     opcode: Opcode,
+    is_compressed: bool,
     payload: Vec<u8>,
 }
 
@@ -32,8 +36,16 @@ type Behaviour = Arc<dyn Fn(&Message, &mut dyn Write) -> ControlFlow<()> + Send 
 fn serve(
     behaviour: impl Fn(&Message, &mut dyn Write) -> ControlFlow<()> + Send + Sync + 'static,
 ) -> SocketAddr {
+    serve_deflate(None, behaviour)
+}
+
+/// The same, compressing as far as it is willing to agree.
+fn serve_deflate(
+    policy: Option<Policy>,
+    behaviour: impl Fn(&Message, &mut dyn Write) -> ControlFlow<()> + Send + Sync + 'static,
+) -> SocketAddr {
     let behaviour: Behaviour = Arc::new(behaviour);
-    listen(move |stream| converse(stream, &behaviour))
+    listen(move |stream| converse(stream, policy, &behaviour))
 }
 
 /// The same in TLS, which resumes or does not, with a certificate of this authority for `localhost`.
@@ -56,7 +68,7 @@ fn serve_tls(
     let behaviour: Behaviour = Arc::new(behaviour);
     listen(move |stream| {
         let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-        converse(rustls::StreamOwned::new(connection, stream), &behaviour);
+        converse(rustls::StreamOwned::new(connection, stream), None, &behaviour);
     })
 }
 
@@ -78,7 +90,7 @@ fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
 }
 
 /// One connection. Its thread ends with the connection, however that ends.
-fn converse(mut stream: impl Read + Write, behaviour: &Behaviour) {
+fn converse(mut stream: impl Read + Write, policy: Option<Policy>, behaviour: &Behaviour) {
     let mut received = Vec::new();
     let mut chunk = [0; 4096];
     let head_size = loop {
@@ -95,7 +107,8 @@ fn converse(mut stream: impl Read + Write, behaviour: &Behaviour) {
         let Ok(handshake::Request::Opening(opening)) = handshake::judge(&head) else {
             panic!("no opening handshake")
         };
-        write_accept(&mut response, opening.key(), None, None);
+        let terms = policy.and_then(|policy| opening.agree_on_deflate(policy));
+        write_accept(&mut response, opening.key(), None, terms);
     }
     stream.write_all(&response).unwrap();
     stream.flush().unwrap();
@@ -104,7 +117,7 @@ fn converse(mut stream: impl Read + Write, behaviour: &Behaviour) {
         role: Role::Server,
         frame_size_max: 1 << 20,
         message_size_max: 1 << 20,
-        reserved_bits: 0,
+        reserved_bits: if policy.is_some() { frame::RSV1 } else { 0 },
         masker: crate::protocol::websocket::mask::wide,
     };
     let mut index = 0;
@@ -123,7 +136,8 @@ fn converse(mut stream: impl Read + Write, behaviour: &Behaviour) {
                 let _ = stream.write_all(&close);
                 return;
             }
-            let message = Message { index, opcode: header.opcode, payload };
+            let (opcode, is_compressed) = (header.opcode, header.is_compressed);
+            let message = Message { index, opcode, is_compressed, payload };
             index += 1;
             if behaviour(&message, &mut stream).is_break() {
                 return;
@@ -150,6 +164,7 @@ fn setting(address: SocketAddr, duration_ms: u64) -> Setting {
             targets: vec![Target::resolve(&format!("ws://{address}/")).unwrap()],
             tls: None,
             sources: Vec::new(),
+            deflate: None,
             subprotocols: Vec::new(),
             fields: Vec::new(),
         }),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use rustls::RootCertStore;
 use serde::Serialize;
 
@@ -19,6 +19,7 @@ use crate::bench::{
 };
 use crate::config::certificate::NamedFile;
 use crate::net::tls::Trust;
+use crate::protocol::websocket::deflate::client::ClientOffer;
 use crate::protocol::websocket::frame::Opcode;
 
 /// The scenarios of `bench`.
@@ -175,9 +176,20 @@ struct DoorArguments {
     /// A subprotocol to offer; again for more, best first
     #[arg(long, value_name = "NAME", value_parser = token)]
     subprotocol: Vec<String>,
+    /// Send messages of JSON compressed by permessage-deflate, and demand that the server agrees: with `shared` (as where
+    /// no mode is given) that neither side keeps a context, with `dedicated` the server may
+    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "shared")]
+    deflate: Option<DeflateMode>,
     /// A further field of the request head, as `Name: value`; again for more
     #[arg(long, value_name = "FIELD", value_parser = field)]
     header: Vec<(String, String)>,
+}
+
+/// What is offered to compress by.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeflateMode {
+    Shared,
+    Dedicated,
 }
 
 #[derive(Debug, Args)]
@@ -409,6 +421,10 @@ impl DoorArguments {
             tls: trust.map(|trust| Tls::new(targets.len(), &trust, is_resuming)),
             targets,
             sources: self.source.clone(),
+            deflate: self.deflate.map(|mode| match mode {
+                DeflateMode::Shared => ClientOffer::Shared,
+                DeflateMode::Dedicated => ClientOffer::Dedicated,
+            }),
             subprotocols: self.subprotocol.clone(),
             fields: self.header.clone(),
         })
@@ -551,6 +567,7 @@ mod tests {
             insecure,
             source: Vec::new(),
             subprotocol: Vec::new(),
+            deflate: None,
             header: Vec::new(),
         };
         assert!(mistake_in_tls(&[&plain, &tls], &insecure(false), false).unwrap().contains("--ca FILE"));

@@ -323,8 +323,14 @@ where
 {
     let random =
         u128::from(RandomState::new().hash_one(0)) << 64 | u128::from(RandomState::new().hash_one(1));
-    let request =
-        ClientRequest { target: path, host, key: random.to_be_bytes(), subprotocols: &[], fields: &[] };
+    let request = ClientRequest {
+        target: path,
+        host,
+        key: random.to_be_bytes(),
+        subprotocols: &[],
+        deflate: None,
+        fields: &[],
+    };
     let mut head = Vec::new();
     request.write(&mut head);
     stream.write_all(&head).await.map_err(CheckFault::Broken)?;

@@ -8,6 +8,7 @@ use super::{
     request::RequestHead,
     scan::HeadScan,
 };
+use crate::protocol::websocket::deflate::client::ClientOffer;
 use crate::protocol::websocket::handshake::{
     self, Request,
     client::{self, ClientRequest, ResponseFault},
@@ -54,6 +55,7 @@ pub fn fuzz_response_head(data: &[u8]) {
         host: "a",
         key: *b"the sample nonce",
         subprotocols: &["a", "b"],
+        deflate: Some(ClientOffer::Shared),
         fields: &[],
     };
     let outcome = REQUEST.verify_response(data);

@@ -4,6 +4,7 @@
 //! message. What a side that keeps its context needs is no more than the last bytes that went before, which are their
 //! dictionary then ([`contexts::Contexts`]): a window of what was said, in place of some 300 KB of a compressor's state.
 
+pub mod client;
 pub mod codec;
 pub mod contexts;
 #[doc(hidden)]

@@ -11,6 +11,7 @@ use crate::protocol::http::{
     response::{self, ResponseHead},
     scan::HeadScan,
 };
+use crate::protocol::websocket::deflate::{Terms, client::ClientOffer};
 
 /// The largest response head that [`ClientRequest::verify_response`] reads, in bytes. Servers answer in a few hundred.
 pub const RESPONSE_HEAD_SIZE_MAX: usize = 16_384;
@@ -32,6 +33,8 @@ pub struct ClientRequest<'a> {
     pub key: [u8; 16],
     /// What to offer, best first: tokens, none twice.
     pub subprotocols: &'a [&'a str],
+    /// What is offered to compress messages by, if anything.
+    pub deflate: Option<ClientOffer>,
     /// Further fields: names that are tokens, values without control bytes.
     pub fields: &'a [(&'a str, &'a str)],
 }
@@ -43,6 +46,8 @@ pub struct Verified<'a> {
     pub head_size: usize,
     /// The subprotocol that the server chose of those offered.
     pub subprotocol: Option<&'a str>,
+    /// What is agreed on compression, where it was offered and the server agrees.
+    pub deflate: Option<Terms>,
 }
 
 /// Why a response does not accept an opening handshake.
@@ -67,6 +72,8 @@ pub enum ResponseFault {
     Subprotocol,
     /// An extension that was not offered, or that stands twice.
     Extension,
+    /// permessage-deflate by other parameters than were offered.
+    Deflate,
     /// Another status than 101, with a body that cannot be passed on.
     Framing(FramingFault),
 }
@@ -83,6 +90,9 @@ impl<'a> ClientRequest<'a> {
         out.extend_from_slice(b"\r\nSec-WebSocket-Version: 13\r\n");
         for subprotocol in self.subprotocols {
             response::append_field(out, "Sec-WebSocket-Protocol", subprotocol);
+        }
+        if let Some(offer) = self.deflate {
+            response::append_field(out, "Sec-WebSocket-Extensions", offer.extension());
         }
         for (name, value) in self.fields {
             response::append_field(out, name, value);
@@ -110,12 +120,18 @@ impl<'a> ClientRequest<'a> {
         if head.status != 101 {
             return Err(ResponseFault::Status { status: head.status });
         }
-        let is_offered = |chosen: &[u8]| self.subprotocols.iter().any(|offered| offered.as_bytes() == chosen);
-        let agreed = verify(&head, &base64::<24>(&self.key), is_offered, |_| false)?;
+        let is_subprotocol_offered =
+            |chosen: &[u8]| self.subprotocols.iter().any(|offered| offered.as_bytes() == chosen);
+        let is_extension_offered = |name: &[u8]| self.deflate.is_some() && ClientOffer::is_named(name);
+        let agreed = verify(&head, &base64::<24>(&self.key), is_subprotocol_offered, is_extension_offered)?;
         let subprotocol = agreed.subprotocol.and_then(|chosen| {
             self.subprotocols.iter().copied().find(|offered| offered.as_bytes() == chosen)
         });
-        Ok(Some(Verified { head_size, subprotocol }))
+        let deflate = match (self.deflate, head.list(EXTENSIONS_FIELD).next()) {
+            (Some(offer), Some(extension)) => Some(offer.agree(extension).ok_or(ResponseFault::Deflate)?),
+            _ => None,
+        };
+        Ok(Some(Verified { head_size, subprotocol, deflate }))
     }
 }
 
@@ -196,6 +212,7 @@ impl fmt::Display for ResponseFault {
             Self::Accept => "Sec-WebSocket-Accept does not answer the key",
             Self::Subprotocol => "the server chose a subprotocol that was not offered",
             Self::Extension => "the server chose an extension that was not offered",
+            Self::Deflate => "the server's parameters of permessage-deflate do not answer the offer",
             Self::Framing(fault) => return fault.fmt(formatter),
         })
     }
@@ -214,7 +231,10 @@ mod tests {
     use super::*;
     use crate::protocol::{
         http::request::RequestHead,
-        websocket::handshake::{Request, judge, write_accept},
+        websocket::{
+            deflate::Policy,
+            handshake::{Request, judge, write_accept},
+        },
     };
 
     /// The key below as it stands in a field: the example of RFC 6455 section 1.3.
@@ -225,6 +245,7 @@ mod tests {
         host: "server.example:81",
         key: *b"the sample nonce",
         subprotocols: &["chat", "superchat"],
+        deflate: None,
         fields: &[("Origin", "http://a.example")],
     };
 
@@ -253,8 +274,44 @@ mod tests {
                 assert_eq!(CLIENT.verify_response(&out[..size]), Ok(None));
             }
             out.extend_from_slice(b"\x81\x00\x00\n");
-            assert_eq!(CLIENT.verify_response(&out), Ok(Some(Verified { head_size, subprotocol })));
+            assert_eq!(
+                CLIENT.verify_response(&out),
+                Ok(Some(Verified { head_size, subprotocol, deflate: None }))
+            );
         }
+    }
+
+    #[test]
+    fn what_is_agreed_on_compression_was_offered() {
+        let client = ClientRequest { deflate: Some(ClientOffer::Shared), ..CLIENT };
+        let mut out = Vec::new();
+        client.write(&mut out);
+        let mut storage = field_storage();
+        let head = RequestHead::parse(&out, &mut storage).unwrap();
+        let Ok(Request::Opening(opening)) = judge(&head) else { panic!("it is no opening handshake") };
+        let policy = Policy { keeps_contexts: true, window_bits: 12 };
+        let mut out = Vec::new();
+        write_accept(&mut out, KEY.as_bytes(), None, opening.agree_on_deflate(policy));
+        let verified = client.verify_response(&out).unwrap().unwrap();
+        assert!(verified.deflate.is_some());
+
+        let good = String::from_utf8(out).unwrap();
+        let parameters =
+            "; server_no_context_takeover; server_max_window_bits=12; client_no_context_takeover";
+        for (from, to, fault) in [
+            (parameters, "; client_no_context_takeover", ResponseFault::Deflate),
+            (parameters, "; server_no_context_takeover; client_max_window_bits=12", ResponseFault::Deflate),
+            (parameters, "; server_no_context_takeover; unknown", ResponseFault::Deflate),
+            (parameters, ", x-other", ResponseFault::Extension),
+            ("permessage-deflate; ", "permessage-deflate, permessage-deflate; ", ResponseFault::Extension),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            assert_eq!(client.verify_response(bad.as_bytes()), Err(fault), "{bad}");
+        }
+        let start = good.find("Sec-WebSocket-Extensions").unwrap();
+        let declined = format!("{}\r\n", &good[..start]);
+        assert_eq!(client.verify_response(declined.as_bytes()).unwrap().unwrap().deflate, None);
     }
 
     #[test]
