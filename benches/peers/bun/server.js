@@ -2,13 +2,16 @@
 //
 //     bun server.js [PORT [FOLDER]]
 //
-// With a folder, that of cert.pem and key.pem, it speaks TLS.
+// With a folder, that of cert.pem and key.pem, it speaks TLS. With DEFLATE=shared or DEFLATE=dedicated in the environment it
+// agrees on permessage-deflate and compresses every answer, by one compressor for all connections or one for each.
 
 const [port, folder] = process.argv.slice(2);
 const tls = folder && {
   cert: Bun.file(`${folder}/cert.pem`),
   key: Bun.file(`${folder}/key.pem`),
 };
+
+const compress = process.env.DEFLATE;
 
 const server = Bun.serve({
   tls,
@@ -22,9 +25,9 @@ const server = Bun.serve({
     idleTimeout: 0,
     maxPayloadLength: 16 * 1024 * 1024,
     backpressureLimit: 64 * 1024 * 1024,
-    perMessageDeflate: false,
+    perMessageDeflate: compress ? { compress, decompress: "shared" } : false,
     message(socket, message) {
-      socket.send(message);
+      socket.send(message, Boolean(compress));
     },
   },
 });
