@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import http
 import json
 import math
@@ -14,6 +15,7 @@ import subprocess
 import pytest
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 
 from harness import BINARY, PATIENCE_S
 
@@ -374,3 +376,120 @@ def test_whom_to_believe_is_said_before_anything_is_sent(certificate, tmp_path):
     assert asyncio.run(run("127.0.0.1")).code == 0
     misnamed = asyncio.run(run("localhost"))
     assert misnamed.code == 1 and "not valid for name" in misnamed.stderr, misnamed.stderr
+
+
+class Compression(ServerPerMessageDeflateFactory):
+    """permessage-deflate of a server, whose frames leave as `encode(extension, frame)` makes them."""
+
+    def __init__(self, encode=None):
+        super().__init__()
+        self.encode = encode
+
+    def process_request_params(self, *offered):
+        parameters, extension = super().process_request_params(*offered)
+        if self.encode:
+            extension.encode = lambda frame: self.encode(extension, frame)
+        return parameters, extension
+
+
+def send_plain(_extension, frame):
+    return frame
+
+
+def send_garbage(extension, frame):
+    compressed = PerMessageDeflate.encode(extension, frame)
+    return dataclasses.replace(compressed, data=b"\xff" * 50) if compressed.rsv1 else compressed
+
+
+async def in_fragments(message):
+    return [message[:500], message[500:600], message[600:]]
+
+
+async def bench_deflate(answer, *arguments, encode=None, **options):
+    """Runs `bench echo --deflate` against a server that compresses so."""
+    async with Server(answer, extensions=[Compression(encode)], **options) as server:
+        load = ["--connections=3", "--warmup=0s", "--duration=200ms", "--text", "--json", *arguments]
+        return await bench("echo", server.url, *load)
+
+
+@pytest.mark.parametrize("mode", ["shared", "dedicated"])
+def test_messages_go_compressed_and_come_back_so_or_not(mode):
+    """Messages are JSON, whatever their size, and what is told of the answers' size is what they had."""
+    messages = []
+
+    async def note(message):
+        messages.append(message)
+        return message
+
+    def run(size, answer, encode=None):
+        messages.clear()
+        arguments = [f"--deflate={mode}", f"--size={size}", "--in-flight=3"]
+        report = asyncio.run(bench_deflate(answer, *arguments, encode=encode)).json()
+        assert report["messages"] >= 9 and report["deflate"] == mode, report
+        return report.get("bytes_per_answer")
+
+    for size in (0, 1, 7, 8, 9, 125, 1024, 100_000):
+        run(size, note)
+        assert {len(message) for message in messages} == {size}
+    # The number stands in place of the beginning, and the end is cut off.
+    records = [json.loads(record + "}") for record in messages[0].split("},")[1:-1]]
+    assert len(records) > 400 and all(record["status"] for record in records)
+
+    assert run(1024, in_fragments) < 400
+    assert run(1024, honest, encode=send_plain) == 1024
+    # In a context hardly anything is left of a message that was there before.
+    least, most = (1, 100) if mode == "dedicated" else (300, 400)
+    assert least < run(1024, honest) < most
+
+
+COMPRESSED_WRONGS = {"content": (reverse, None), "length": (shorten, None), "violation": (honest, send_garbage)}
+
+
+@pytest.mark.parametrize("fault", COMPRESSED_WRONGS)
+def test_a_wrong_answer_is_caught_however_it_is_compressed(fault):
+    answer, encode = COMPRESSED_WRONGS[fault]
+    outcome = asyncio.run(bench_deflate(answer, "--deflate", encode=encode))
+    assert outcome.code == 1 and json.loads(outcome.stdout)["faults"] == {fault: 3}, outcome.stdout
+
+
+def test_a_server_that_does_not_agree_on_compression_is_an_error_that_says_so():
+    def choose(extensions):
+        def process_response(_connection, _request, response):
+            if extensions:
+                response.headers["Sec-WebSocket-Extensions"] = extensions
+
+        return process_response
+
+    async def run(extensions, *arguments):
+        async with Server(honest, process_response=choose(extensions)) as server:
+            return await bench("echo", server.url, "--json", *arguments)
+
+    none_kept = "permessage-deflate; server_no_context_takeover"
+    otherwise = "parameters of permessage-deflate do not answer the offer"
+    for extensions, arguments, words in [
+        (None, ["--deflate"], "does not agree on permessage-deflate"),
+        (None, ["--deflate=dedicated"], "does not agree on permessage-deflate"),
+        ("permessage-deflate", ["--deflate"], otherwise),
+        (f"{none_kept}; client_max_window_bits=15", ["--deflate"], otherwise),
+        (none_kept, [], "extension that was not offered"),
+    ]:
+        outcome = asyncio.run(run(extensions, *arguments))
+        assert (outcome.code, outcome.stdout) == (1, "") and words in outcome.stderr, outcome.stderr
+    mistake = asyncio.run(bench("echo", "ws://127.0.0.1:9/", "--deflate=all"))
+    assert mistake.code == 2 and "possible values: shared, dedicated" in mistake.stderr, mistake.stderr
+
+
+def test_servers_that_compress_are_compared():
+    async def run(*arguments):
+        plain = Server(honest, extensions=[Compression(send_plain)])
+        async with Server(honest, extensions=[Compression()]) as first, plain as second:
+            servers = [f"a={first.url}", f"b={second.url}"]
+            return await bench("compare", *servers, "--rounds=2", "--slice=100ms", "--case=2:1024:2:text", *arguments)
+
+    comparison = asyncio.run(run("--deflate", "--json")).json()
+    (case,) = comparison["cases"]
+    assert comparison["deflate"] == "shared" and case["case"] == "2:1024:2:text"
+    compressed, plain = [server["bytes_per_answer"] for server in case["servers"]]
+    assert compressed < 400 and plain == 1024, case
+    shown = asyncio.run(run("--deflate"))
+    assert shown.code == 0 and "answers of 1024 B" in shown.stdout, shown.stdout
