@@ -63,10 +63,11 @@ impl Messages {
         self.settle(turn).await
     }
 
-    /// Sends the replies to one read through the ring, as far as they lie in the buffer.
-    async fn send_hot(&mut self, buffer: Buffer, outgoing: Outgoing, next: Next) -> (Turn, Buffer) {
-        let Outgoing { in_place, spill } = outgoing;
-        let (size, received) = (in_place.len(), buffer.len());
+    /// Sends the replies to one read through the ring, as far as there is room for them in the buffer.
+    async fn send_hot(&mut self, mut buffer: Buffer, outgoing: Outgoing, next: Next) -> (Turn, Buffer) {
+        let received = buffer.len();
+        let Outgoing { in_place, spill } = join(&mut buffer, outgoing);
+        let size = in_place.len();
         let cells = self.place.cells();
         cells.wire_bytes(Direction::Received).add(received as u64);
         cells.wire_bytes(Direction::Sent).add((size + spill.len()) as u64);
@@ -111,6 +112,21 @@ impl Messages {
     }
 }
 
+/// Copies replies that did not fit where the frames stood into the buffer, behind those that did, if it has room for them:
+/// what was received is answered, and no more needed.
+///
+/// A compressed reply is often larger than its message was, and what a connection sends by itself wakes a client that runs
+/// on the same core before the next connection's turn.
+fn join(buffer: &mut Buffer, outgoing: Outgoing) -> Outgoing {
+    let Outgoing { in_place, spill } = outgoing;
+    if spill.is_empty() || in_place.end + spill.len() > buffer.capacity() {
+        return Outgoing { in_place, spill };
+    }
+    buffer.truncate(in_place.end);
+    buffer.extend_from_slice(&spill);
+    Outgoing { in_place: in_place.start..buffer.len(), spill: Vec::new() }
+}
+
 /// Until when the connection counts as busy, or `None` where it does not, or where something else is due.
 fn busy_until(keepalive: &Keepalive, place: &Place, expires_at: Tick) -> Option<Tick> {
     let resources = place.resources();
@@ -121,5 +137,38 @@ fn busy_until(keepalive: &Keepalive, place: &Place, expires_at: Tick) -> Option<
             Some(tick.min(quiet_at).min(expires_at))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(in_place: std::ops::Range<usize>, spill: &[u8]) -> (Vec<u8>, Outgoing) {
+        let mut buffer = Vec::with_capacity(BUFFER_SIZE);
+        buffer.extend((0..100).map(|byte| byte));
+        let outgoing = join(&mut buffer, Outgoing { in_place, spill: spill.to_vec() });
+        (buffer[outgoing.in_place.clone()].to_vec(), outgoing)
+    }
+
+    #[test]
+    fn replies_lie_behind_each_other_where_the_buffer_has_room() {
+        let (bytes, outgoing) = joined(4..10, b"spill");
+        assert_eq!(bytes, [&[4, 5, 6, 7, 8, 9][..], b"spill"].concat());
+        assert_eq!(outgoing, Outgoing { in_place: 4..15, spill: Vec::new() });
+        let whole = [7; BUFFER_SIZE];
+        assert_eq!(
+            joined(0..0, &whole),
+            (whole.to_vec(), Outgoing { in_place: 0..BUFFER_SIZE, spill: vec![] })
+        );
+        assert_eq!(joined(4..10, b"").1, Outgoing { in_place: 4..10, spill: Vec::new() });
+    }
+
+    #[test]
+    fn replies_that_the_buffer_has_no_room_for_stay_where_they_are() {
+        let spill = vec![7; BUFFER_SIZE];
+        let (bytes, outgoing) = joined(4..10, &spill);
+        assert_eq!(bytes, [4, 5, 6, 7, 8, 9]);
+        assert_eq!(outgoing, Outgoing { in_place: 4..10, spill });
     }
 }
