@@ -99,7 +99,7 @@ fn closed_sets_stand_at_zero_from_the_start() {
     let results = samples.keys().filter(|series| series.starts_with("ringway_handshakes_total")).count();
     assert_eq!(results, 2 * HandshakeResult::COUNT);
     let closes = samples.keys().filter(|series| series.starts_with("ringway_closes_total")).count();
-    assert_eq!(closes, 2 * (2 * CloseCodeLabel::COUNT + 9));
+    assert_eq!(closes, 2 * (2 * CloseCodeLabel::COUNT + 10));
     let connects =
         samples.keys().filter(|series| series.starts_with("ringway_upstream_connects_total")).count();
     assert_eq!(connects, ConnectResult::COUNT, "one route relays");

@@ -39,8 +39,8 @@ pub struct Place(NonZeroU16);
 /// How many bits of an entry say what is known of an address: the connections that it has, or the time until which its
 /// handshakes are paid for.
 const CONNECTION_BITS: u32 = 24;
-const TIME_BITS: u32 = 40;
-/// What a millisecond is in that time, which so goes round after half a year.
+const TIME_BITS: u32 = 32;
+/// What a millisecond is in that time, which so goes round in 18 hours.
 const TIME_UNITS_PER_MS: u64 = 64;
 
 impl Addresses {
@@ -129,7 +129,7 @@ impl Addresses {
         let ahead = |time: u64| time.wrapping_sub(now) & mask(TIME_BITS);
         let liveliness = |time: u64| {
             let (ahead, past) = (ahead(time), now.wrapping_sub(time) & mask(TIME_BITS));
-            if ahead <= second { mask(TIME_BITS) + ahead } else { mask(TIME_BITS) - past }
+            if ahead <= second { mask(TIME_BITS) + 1 + ahead } else { mask(TIME_BITS) - past }
         };
         loop {
             let (way, before) = set.find(tag, TIME_BITS, liveliness);
@@ -264,25 +264,24 @@ mod tests {
             assert_eq!((0..5_000).filter(|_| addresses.may_shake_hands(address(7), 5_000)).count(), limit);
             assert!(addresses.may_shake_hands(address(8), 5_000), "others are not touched");
             let ten_seconds = admitted(5_001, 15_001);
-            assert!(
-                (10 * limit - 1..=10 * limit + 1).contains(&ten_seconds),
-                "{ten_seconds} of {per_s} a second"
-            );
+            // The time has units, in which a rate is rounded up by less than two in a hundred.
+            let wanted = 10 * limit - 1..=10 * limit + 1 + limit / 5;
+            assert!(wanted.contains(&ten_seconds), "{ten_seconds} of {per_s} a second");
             assert_eq!((0..5_000).filter(|_| addresses.may_shake_hands(address(7), 20_000)).count(), limit);
         }
     }
 
     #[test]
     fn a_million_addresses_take_no_memory_and_the_quietest_are_forgotten_first() {
-        let addresses = addresses(2, 1);
+        let addresses = addresses(2, 10);
         assert_eq!(addresses.size(), 2 * 524_224);
         // Somebody who is busy, so that he has to wait for long.
         let busy = address(1);
-        assert!(addresses.may_shake_hands(busy, 10_000) && !addresses.may_shake_hands(busy, 10_000));
+        assert_eq!((0..20).filter(|_| addresses.may_shake_hands(busy, 10_000)).count(), 10);
         let held: Vec<_> =
             (0..2_000).map(|number| addresses.connect(address(number)).unwrap().unwrap()).collect();
         for number in 10_000..1_010_000 {
-            assert!(addresses.may_shake_hands(address(number), 9_000), "nobody pays for another");
+            assert!(addresses.may_shake_hands(address(number), 10_000), "nobody pays for another");
             let place = addresses.connect(address(number)).expect("nobody has too many").unwrap();
             addresses.disconnect(place);
         }

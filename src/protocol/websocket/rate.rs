@@ -41,7 +41,12 @@ impl Allowance {
     /// # Errors
     /// [`Violation::RateExceeded`] where that is more than it holds.
     pub fn take(&mut self, rates: &Rates, frames: u32, bytes: usize, now: Tick) -> Result<(), Violation> {
-        if self.charge(rates, frames, bytes, now) == 0 { Ok(()) } else { Err(Violation::RateExceeded) }
+        let mut after = *self;
+        if after.charge(rates, frames, bytes, now) > 0 {
+            return Err(Violation::RateExceeded);
+        }
+        *self = after;
+        Ok(())
     }
 
     /// Takes what came in one read, be it more than there is, and returns after how many ticks it is paid for: so long nothing
