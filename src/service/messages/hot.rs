@@ -146,7 +146,7 @@ mod tests {
 
     fn joined(in_place: std::ops::Range<usize>, spill: &[u8]) -> (Vec<u8>, Outgoing) {
         let mut buffer = Vec::with_capacity(BUFFER_SIZE);
-        buffer.extend((0..100).map(|byte| byte));
+        buffer.extend(0..100);
         let outgoing = join(&mut buffer, Outgoing { in_place, spill: spill.to_vec() });
         (buffer[outgoing.in_place.clone()].to_vec(), outgoing)
     }
