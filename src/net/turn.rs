@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 /// Where tasks of one thread wait until all others have had their turn.
 ///
 /// On epoll a wait for what is ready already ends at once, without a word to the runtime: a client that sends as fast as
-/// it is answered would have its shard to itself, before the clock and the mailbox. On a ring no wait ends at once, so
-/// nobody needs this there. A task that wakes itself while it runs is the next to run again; so whoever waits here is
+/// it is answered would have its shard to itself, before the clock and the mailbox. On a ring no wait ends at once, so only
+/// a task that has work left, and nothing to wait for, needs this there. A task that wakes itself while it runs is the next to run again; so whoever waits here is
 /// woken by another task, which stands behind all that are ready.
 #[derive(Debug, Default)]
 pub struct Turnstile {
@@ -28,6 +28,11 @@ impl Turnstile {
     /// Waits until every task that is ready to run has had its turn; at once where nobody keeps the turnstile.
     pub fn after_others(&self) -> AfterOthers<'_> {
         AfterOthers { turnstile: self, has_waited: false }
+    }
+
+    /// Waits for nobody.
+    pub fn at_once(&self) -> AfterOthers<'_> {
+        AfterOthers { turnstile: self, has_waited: true }
     }
 
     /// Keeps the turnstile: to be run as a task of its own, for as long as others wait here.

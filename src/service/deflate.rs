@@ -12,6 +12,33 @@ use crate::protocol::websocket::frame::Rules;
 use crate::protocol::websocket::utf8;
 use crate::protocol::websocket::violation::Violation;
 
+/// How many messages of a read are looked at in one turn.
+const TURN_MESSAGES_MAX: u32 = 64;
+/// From which size on, in bytes, what they come to is enough for one turn.
+const TURN_SIZE: usize = 64 << 10;
+
+/// What one turn has made of a read. A read may come to a thousand times its size, and may hold thousands of messages that
+/// each cost a new beginning: the others of the shard have their turns in between, and what was made is sent before more
+/// is.
+#[derive(Debug, Default)]
+pub struct Share {
+    messages: u32,
+    size: usize,
+}
+
+impl Share {
+    /// Takes note of a message of this size, in bytes.
+    pub const fn take(&mut self, size: usize) {
+        self.messages += 1;
+        self.size += size;
+    }
+
+    /// Whether the rest of the read is left for the next turn.
+    pub const fn is_used_up(&self) -> bool {
+        self.messages >= TURN_MESSAGES_MAX || self.size >= TURN_SIZE
+    }
+}
+
 /// What a connection that compresses keeps.
 #[derive(Debug)]
 pub struct Deflated {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::client::Client;
-use super::deflate::Deflated;
+use super::deflate::{Deflated, Share};
 use super::echo;
 use super::place::{Phase, Place};
 use crate::metrics::{Direction, End, Initiator};
@@ -44,6 +44,8 @@ pub struct Messages {
 struct Kept {
     /// Bytes that followed the request head and have not been looked at.
     early: Option<Box<[u8]>>,
+    /// What of a read was left for the next turn.
+    rest: Option<Box<[u8]>>,
     /// A message that is unfinished.
     endpoint: Endpoint,
     /// What the client may still send, where that is limited.
@@ -126,7 +128,7 @@ impl Messages {
         let is_limited = rates.frames_per_s != 0 || rates.bytes_per_s != 0;
         let allowance = is_limited.then(|| Allowance::new(rates, now));
         let deflated = deflate.map(|terms| Deflated::new(&place, terms));
-        let kept = Kept { early, endpoint: Endpoint::new(), allowance, deflated, expiry, paused_until: 0 };
+        let kept = Kept { early, allowance, deflated, expiry, ..Kept::default() };
         let keepalive = Keepalive::new(now);
         let deadline = match keepalive.due(&place.patience, now) {
             Due::At(tick) if client.resources().phase() == Phase::Serving => match &kept.expiry {
@@ -158,6 +160,12 @@ impl Messages {
             return end;
         }
         loop {
+            if let Some(rest) = self.take_rest() {
+                if let Some(end) = Box::pin(self.go_on(rest)).await {
+                    return end;
+                }
+                continue;
+            }
             if self.client.life.timer.is_due()
                 && let Some(end) = Box::pin(self.attend()).await
             {
@@ -188,6 +196,23 @@ impl Messages {
         Some(self.answer_and_send(&mut bytes))
     }
 
+    /// Answers more of a read of which one turn was not to answer more, while others have theirs.
+    async fn go_on(&mut self, mut rest: Box<[u8]>) -> Option<End> {
+        self.place.resources().after_others().await;
+        let (outgoing, next) = self.answer(&mut rest);
+        self.place.cells().wire_bytes(Direction::Sent).add(outgoing.size() as u64);
+        let turn = Turn::after(self.send(&rest, outgoing), next);
+        self.settle(turn).await
+    }
+
+    fn has_rest(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.rest.is_some())
+    }
+
+    fn take_rest(&mut self) -> Option<Box<[u8]>> {
+        self.kept.as_mut().and_then(|kept| kept.rest.take())
+    }
+
     /// Receives once and answers what came.
     fn turn(&mut self) -> Turn {
         let place = Rc::clone(&self.place);
@@ -203,7 +228,8 @@ impl Messages {
                         if is_busy
                             && !place.pauses
                             && place.resources().has_buffer()
-                            && !self.client.stream.is_tls() =>
+                            && !self.client.stream.is_tls()
+                            && !self.has_rest() =>
                     {
                         Turn::WarmUp
                     }
@@ -238,6 +264,10 @@ impl Messages {
         let size = bytes.len();
         let mut exchange = Exchange::new(bytes);
         let outcome = converse(kept, &mut exchange, &self.place, &mut self.keepalive.awaits_pong);
+        if let Ok(Heard::Nothing) = outcome {
+            kept.rest = exchange.keep_rest();
+        }
+        let size = size - kept.rest.as_ref().map_or(0, |rest| rest.len());
         let outcome = match (&mut kept.allowance, outcome) {
             (Some(allowance), Ok(Heard::Nothing)) => {
                 let frames = exchange.received.frames_sum();
@@ -493,6 +523,7 @@ impl Messages {
 impl Kept {
     fn is_nothing(&self) -> bool {
         self.early.is_none()
+            && self.rest.is_none()
             && self.endpoint.is_at_rest()
             && self.allowance.is_none()
             && self.deflated.is_none()
@@ -536,7 +567,10 @@ fn converse(
     awaits_pong: &mut bool,
 ) -> Result<Heard, Violation> {
     let Kept { endpoint, deflated, .. } = kept;
-    while let Some(event) = endpoint.receive(rules(deflated.as_ref(), place), exchange)? {
+    let mut share = Share::default();
+    while !share.is_used_up()
+        && let Some(event) = endpoint.receive(rules(deflated.as_ref(), place), exchange)?
+    {
         match event {
             Event::Message { kind, payload, is_compressed } => match deflated {
                 None => {
@@ -544,7 +578,8 @@ fn converse(
                     echo::message(exchange, kind, payload);
                 }
                 Some(deflated) => {
-                    deflated::message(deflated, exchange, place, (kind, payload, is_compressed))?;
+                    let message = (kind, payload, is_compressed);
+                    share.take(deflated::message(deflated, exchange, place, message)?);
                 }
             },
             Event::Ping(payload) => exchange.reply(Opcode::Pong, payload),

@@ -87,7 +87,7 @@ pub struct Resources {
     pub sealed: Rc<Scratch>,
     /// Buffers for busy connections; `None` where there is no ring that could hold one.
     pub pool: Option<Pool>,
-    /// Where tasks give way to each other; kept where a wait may end without others having had their turn.
+    /// Where tasks give way to each other.
     pub turnstile: Turnstile,
     /// Masking keys, and ids of requests.
     pub random: Random,
@@ -130,8 +130,13 @@ impl Resources {
         })
     }
 
-    /// Lets other tasks have their turn, where a wait may end without.
+    /// Lets other tasks have their turn, where a wait may end without: on a ring none does.
     pub fn give_way(&self) -> AfterOthers<'_> {
+        if self.pool.is_some() { self.turnstile.at_once() } else { self.turnstile.after_others() }
+    }
+
+    /// Lets other tasks have their turn, for one that has work left and waits for nothing.
+    pub fn after_others(&self) -> AfterOthers<'_> {
         self.turnstile.after_others()
     }
 

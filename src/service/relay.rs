@@ -294,6 +294,10 @@ impl Relay {
             Box::pin(self.pass_early(from)).await;
         }
         while !self.lane(from).is_done() {
+            if self.has_rest(from) {
+                Box::pin(self.pass_rest()).await;
+                continue;
+            }
             if self.has_else_to_do(from) {
                 Box::pin(self.send_own_and_finish(from)).await;
                 continue;
@@ -315,6 +319,33 @@ impl Relay {
         let mut bytes = self.take_early(from);
         let unsent = self.pass_on(from, &mut bytes, 0);
         self.flush(from, unsent).await;
+    }
+
+    /// Goes on with a read of the client's of which one turn was not to make more, while others have theirs.
+    async fn pass_rest(&self) {
+        self.resources().after_others().await;
+        let pass = match self.translator.as_deref() {
+            Some(Translator::Messages(messages)) => {
+                let messages = &mut *messages.borrow_mut();
+                match messages.take_rest().filter(|_| !self.up.has_heard_all()) {
+                    Some(mut rest) => self.inflate_messages(messages, &mut rest),
+                    None => Pass::InPlace(0..0),
+                }
+            }
+            _ => Pass::InPlace(0..0),
+        };
+        if let Pass::Composed(bytes) = pass {
+            let unsent = self.send(Side::Upstream, &bytes);
+            self.flush(Side::Client, unsent).await;
+        }
+    }
+
+    /// Whether there is a rest of a read of `from`'s to go on with before more is read.
+    fn has_rest(&self, from: Side) -> bool {
+        match (self.translator.as_deref(), from) {
+            (Some(Translator::Messages(messages)), Side::Client) => messages.borrow().has_rest(),
+            _ => false,
+        }
     }
 
     /// Sends the frames of our own to the receiver of what `from` sends, and tells it of the end.
@@ -376,7 +407,7 @@ impl Relay {
         let unsent = self.pass_on(from, &mut scratch[..room + size], room);
         if !unsent.is_empty() {
             Turn::Flush(unsent)
-        } else if is_busy && lane.fate.get() == Fate::Passed && self.may_warm_up() {
+        } else if is_busy && lane.fate.get() == Fate::Passed && self.may_warm_up() && !self.has_rest(from) {
             Turn::WarmUp(self.reads_of(from, size))
         } else {
             Turn::Wait

@@ -148,7 +148,6 @@ struct Shard {
     reserve: Rc<Reserve>,
     inbox: mailbox::BoundInbox,
     ticks: Counted,
-    driver: Driver,
 }
 
 impl Shard {
@@ -181,7 +180,7 @@ impl Shard {
             acceptors.push((table, Acceptor::new(listener.socket, driver)?));
         }
         let (reserve, inbox, ticks) = (Rc::new(Reserve::new()), setup.inbox.bind()?, Counted::ticks(TICK)?);
-        Ok(Self { resources, acceptors, reserve, inbox, ticks, driver })
+        Ok(Self { resources, acceptors, reserve, inbox, ticks })
     }
 
     /// Serves until it has been drained.
@@ -191,10 +190,8 @@ impl Shard {
             monoio::spawn(accept::accept(table, acceptor, Rc::clone(&self.reserve)));
         }
         monoio::spawn(sweep(Rc::clone(&self.resources), self.ticks));
-        if self.driver == Driver::Epoll {
-            let resources = Rc::clone(&self.resources);
-            monoio::spawn(async move { resources.turnstile.keep().await });
-        }
+        let resources = Rc::clone(&self.resources);
+        monoio::spawn(async move { resources.turnstile.keep().await });
         monoio::spawn(read_mail(Rc::clone(&self.resources), self.inbox));
         self.resources.vacated().await;
         // What was dropped last is closed with the ring's next turn, and whoever is at its other end waits for that.

@@ -11,6 +11,7 @@ import pytest
 import peers
 from client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Connection, Frame, close_frame, frame, upgrade
 from harness import Gateway, wait_until
+from upstream import Upstream, server_frame
 
 MESSAGE_SIZE_MAX = 16 << 20
 
@@ -38,6 +39,10 @@ path = "/small"
 service = "echo"
 deflate = true
 limits = { message_size_max = 1000 }
+[[route]]
+path = "/costly"
+service = "echo"
+deflate = { mode = "dedicated", level = 9, window_bits = 15, size_min = 0 }
 [[route]]
 path = "/off"
 service = "echo"
@@ -439,3 +444,135 @@ def test_a_bomb_reaches_no_upstream(io_driver, bomb, way, tmp_path):
             seen = asyncio.run(scenario())
         assert (seen["count"], seen["code"]) == (1, 1009)
         assert gateway.at_rest().by("kind", "violations_total") == {"message_too_big": 1}
+
+
+def test_what_clients_send_at_once_is_held_as_little_as_its_limit(io_driver):
+    # 64 KiB of a client's come to 50 MiB here, each message within the limit, and the upstream takes none of it.
+    size, count = 64 << 10, 6
+    message = frame(BINARY, deflated(bytes(size), level=9), reserved=COMPRESSED)
+    batch = message * (size // len(message))
+    limits = f"limits = {{ message_size_max = {size}, frame_size_max = {size} }}"
+    with Upstream() as upstream:
+        config = "[gateway]\nshards = 1\n" + RELAY.format(upstream=upstream.url, mode="shared") + limits
+        with Gateway(config, io_driver=io_driver) as gateway:
+
+            async def scenario():
+                before = await asyncio.to_thread(gateway.resident_size)
+                clients, peers_of_clients = [], []
+                for _ in range(count):
+                    opening = asyncio.create_task(connect(gateway, "/"))
+                    peers_of_clients.append(await upstream.accept())
+                    clients.append((await opening)[0])
+                with Watch(gateway) as watch:
+                    for client in clients:
+                        await client.send(batch)
+                    await asyncio.to_thread(
+                        wait_until,
+                        lambda: gateway.metrics().value("messages_total", direction="received") > 10 * count,
+                        "it has begun",
+                    )
+                    # And all of it arrives once there is room.
+                    for peer in peers_of_clients:
+                        for _ in range(len(batch) // len(message)):
+                            assert (await peer.frame()).payload == bytes(size)
+                moved = watch.largest - before
+                print(f"{len(batch)} bytes of each of {count} clients: memory moved by {moved >> 10} KiB")
+                assert moved < count << 20
+                for connection in (*clients, *peers_of_clients):
+                    connection.reset()
+
+            asyncio.run(scenario())
+            gateway.at_rest()
+
+
+def test_a_close_in_a_read_that_exceeds_the_rate_is_the_only_one(io_driver):
+    with Upstream() as upstream:
+        config = RELAY.format(upstream=upstream.url, mode="shared") + "limits = { messages_per_s = 3 }"
+        with Gateway(config, io_driver=io_driver) as gateway:
+
+            async def scenario():
+                opening = asyncio.create_task(connect(gateway, "/"))
+                peer = await upstream.accept()
+                client, _ = await opening
+                async with client, peer:
+                    await client.send(frame(TEXT, b"hello") * 6 + close_frame(4001, b"bye"))
+                    for _ in range(6):
+                        assert (await peer.frame()).payload == b"hello"
+                    assert await peer.closed(4001) == []
+                    await peer.send(server_frame(CLOSE, (4001).to_bytes(2)))
+                    await peer.end()
+                    await client.closed(4001)
+                    await client.end()
+
+            asyncio.run(scenario())
+            metrics = gateway.at_rest()
+    assert metrics.by("kind", "violations_total") == {}
+    assert metrics.by("end", "connections_ended_total") == {"closed": 1}
+
+
+@pytest.mark.parametrize("service", ["echo", "websocket"])
+def test_a_read_of_thousands_of_messages_is_taken_in_many_turns_and_in_order(io_driver, service):
+    # Both ways that a connection may end while the rest of a read waits for its turn: the client's Close behind it, and
+    # a message that breaks a rule.
+    texts = [b"%d" % number for number in range(5000)]
+    batch = b"".join(
+        frame(TEXT, deflated(text), reserved=COMPRESSED) if index % 2 else frame(TEXT, text)
+        for index, text in enumerate(texts)
+    )
+    ends = [(close_frame(4001), 4001), (frame(TEXT, b"no deflate", reserved=COMPRESSED) + frame(TEXT, b"?"), 1007)]
+    with Upstream() as upstream:
+        config = RELAY.format(upstream=upstream.url, mode="shared")
+        if service == "echo":
+            config = CONFIG.replace('"/echo"', '"/"')
+        with Gateway(config, io_driver=io_driver) as gateway:
+
+            async def scenario(end, code):
+                opening = asyncio.create_task(connect(gateway, "/"))
+                peer = await upstream.accept() if service == "websocket" else None
+                client, _ = await opening
+                async with client:
+                    sending = asyncio.create_task(client.send(batch + end))
+                    if peer is None:
+                        answers = await client.closed(code)
+                        assert [inflated(answer) for answer in answers] == texts
+                    else:
+                        seen = [(await peer.frame()).payload for _ in texts]
+                        assert seen == texts
+                        assert await peer.closed(code) == []
+                        await peer.send(server_frame(CLOSE, code.to_bytes(2)))
+                        await peer.end()
+                        await client.closed(code)
+                        peer.reset()
+                    await sending
+                    await client.end()
+
+            for end, code in ends:
+                asyncio.run(scenario(end, code))
+            metrics = gateway.at_rest()
+    assert metrics.value("messages_total", direction="received") == 2 * len(texts) + 1
+    assert metrics.by("kind", "violations_total") == {"invalid_deflate": 1}
+
+
+def test_others_have_their_turns_while_a_costly_read_is_answered(gateway):
+    async def scenario():
+        bystander, _ = await connect(gateway, "/off")
+        client, _ = await connect(gateway, "/costly")
+        async with bystander, client:
+            # Each message costs a new beginning with this window, empty as it is: some tenths of a second for all.
+            await client.send(frame(BINARY, random.Random(5).randbytes(40_000)))
+            await client.frame()
+            await client.send(frame(BINARY, b"") * 10_000 + close_frame(1000))
+            # Two bytes each, not looked at one by one: that would keep the bystander waiting, too.
+            answers = asyncio.create_task(client.reader.readexactly(20_000))
+            count = 0
+            while not answers.done():
+                await bystander.echo(b"x")
+                count += 1
+            assert await answers == bytes([0x82, 0]) * 10_000
+            print(f"{count} round trips meanwhile")
+            assert count >= 10
+            await client.closed(1000)
+            await client.end()
+            await bystander.close()
+
+    asyncio.run(scenario())

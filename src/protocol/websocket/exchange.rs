@@ -87,6 +87,12 @@ impl<'b> Exchange<'b> {
         &mut self.buffer[self.consumed..]
     }
 
+    /// Keeps the bytes that the endpoint has not taken yet, if there are any, for an exchange of their own.
+    pub fn keep_rest(&self) -> Option<Box<[u8]>> {
+        let rest = &self.buffer[self.consumed..];
+        (!rest.is_empty()).then(|| rest.into())
+    }
+
     /// The bytes of a payload that this exchange's endpoint reported.
     pub fn payload<'p>(&'p self, payload: &'p Payload) -> &'p [u8] {
         match payload {

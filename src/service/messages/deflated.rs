@@ -7,7 +7,8 @@ use crate::protocol::websocket::violation::Violation;
 use crate::service::deflate::Deflated;
 use crate::service::place::Place;
 
-/// Answers a message, be it compressed or not, with the same one, compressed where that makes it smaller.
+/// Answers a message, be it compressed or not, with the same one, compressed where that makes it smaller; returns
+/// the size of the message, in bytes.
 ///
 /// # Errors
 /// The rule that the message breaks.
@@ -16,7 +17,7 @@ pub(super) fn message(
     exchange: &mut Exchange<'_>,
     place: &Place,
     (kind, payload, is_compressed): (MessageKind, Payload, bool),
-) -> Result<(), Violation> {
+) -> Result<usize, Violation> {
     let Codec { inflater, compressors } = &mut *place.resources().codec.borrow_mut();
     let observe = |message: &[u8]| place.cells().message_size.observe_bytes(message.len() as u64);
     if is_compressed {
@@ -26,16 +27,18 @@ pub(super) fn message(
             Some(compressed) => exchange.reply_with(kind.opcode(), true, compressed),
             None => exchange.reply_with(kind.opcode(), false, message),
         }
+        Ok(message.len())
     } else {
         let message = exchange.payload(&payload);
         deflated.admit(message)?;
         observe(message);
+        let size = message.len();
         match deflated.compress(compressors, message) {
             Some(compressed) => exchange.reply_with(kind.opcode(), true, compressed),
             None => exchange.reply(kind.opcode(), payload),
         }
+        Ok(size)
     }
-    Ok(())
 }
 
 /// Does what is left to do with the bytes of a read once its messages are answered.

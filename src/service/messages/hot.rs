@@ -49,7 +49,7 @@ impl Messages {
             let (outgoing, next) = self.answer(&mut buffer[..size]);
             let turn;
             (turn, buffer) = self.send_hot(buffer, outgoing, next).await;
-            if !matches!(turn, Turn::Wait) || size > SMALL_READ_MAX {
+            if !matches!(turn, Turn::Wait) || size > SMALL_READ_MAX || self.has_rest() {
                 break turn;
             }
             if self.client.life.timer.is_due() {

@@ -192,7 +192,7 @@ impl Relay {
 
     /// Whether the lane is to leave the ring: nothing has come for a while, or there is something else to do.
     fn must_cool(&self, from: Side) -> bool {
-        self.is_quiet(from) || self.has_else_to_do(from) || self.must_not_read(from)
+        self.is_quiet(from) || self.has_else_to_do(from) || self.must_not_read(from) || self.has_rest(from)
     }
 
     fn is_quiet(&self, from: Side) -> bool {

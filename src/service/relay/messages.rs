@@ -15,7 +15,7 @@ use crate::protocol::websocket::exchange::Exchange;
 use crate::protocol::websocket::frame::{self, Header, Opcode, Role, Rules, SERVER_HEADER_SIZE_MAX, Tally};
 use crate::protocol::websocket::violation::Violation;
 use crate::protocol::websocket::walker::WalkEnd;
-use crate::service::deflate::Deflated;
+use crate::service::deflate::{Deflated, Share};
 use crate::service::place::Place;
 
 /// The largest message of an upstream, in bytes: it has to be held until it is whole.
@@ -26,6 +26,8 @@ pub(super) struct Messages {
     deflated: Deflated,
     from_client: Endpoint,
     from_upstream: Endpoint,
+    /// What of a read of the client's was left for the next turn.
+    rest: Option<Box<[u8]>>,
 }
 
 impl Messages {
@@ -35,10 +37,21 @@ impl Messages {
             deflated: Deflated::new(place, terms),
             from_client: Endpoint::new(),
             from_upstream: Endpoint::new(),
+            rest: None,
         }
     }
 
-    /// Reads what the client sent, and writes what the upstream gets.
+    /// Whether there is a rest of a read, which is looked at before more is read.
+    pub(super) const fn has_rest(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// The rest of a read.
+    pub(super) const fn take_rest(&mut self) -> Option<Box<[u8]>> {
+        self.rest.take()
+    }
+
+    /// Reads what the client sent, as much as one turn may, and writes what the upstream gets.
     fn read_client(
         &mut self,
         relay: &Relay,
@@ -48,11 +61,13 @@ impl Messages {
         let Self { deflated, from_client, .. } = self;
         let resources = relay.resources();
         let codec = &mut *resources.codec.borrow_mut();
-        codec.trim();
+        let mut share = Share::default();
         let mut write = |opcode, payload: &[u8]| {
             frame::append(out, opcode, true, payload, Some(resources.random.bytes()));
         };
-        while let Some(event) = from_client.receive(deflated.rules(), exchange)? {
+        while !share.is_used_up()
+            && let Some(event) = from_client.receive(deflated.rules(), exchange)?
+        {
             match event {
                 Event::Message { kind, payload, is_compressed } => {
                     let payload = exchange.payload(&payload);
@@ -63,6 +78,7 @@ impl Messages {
                         payload
                     };
                     relay.place.cells().message_size.observe_bytes(message.len() as u64);
+                    share.take(message.len());
                     write(kind.opcode(), message);
                 }
                 Event::Ping(payload) => write(Opcode::Ping, exchange.payload(&payload)),
@@ -127,10 +143,15 @@ impl Relay {
         let size = bytes.len();
         let mut out = Vec::with_capacity(2 * size);
         let mut exchange = Exchange::new(bytes);
-        let outcome = messages.read_client(self, &mut exchange, &mut out);
+        let mut outcome = messages.read_client(self, &mut exchange, &mut out);
+        self.resources().codec.borrow_mut().trim();
         self.place.cells().tally(Direction::Received, &exchange.received);
         self.note_frames(&exchange.received);
-        let outcome = outcome.and_then(|end| self.spend_allowance(&exchange.received, size).map(|()| end));
+        if let Ok(None) = outcome {
+            messages.rest = exchange.keep_rest();
+            let rest_size = messages.rest.as_ref().map_or(0, |rest| rest.len());
+            outcome = self.spend_allowance(&exchange.received, size - rest_size).map(|()| None);
+        }
         self.pass_messages(Side::Client, outcome, out)
     }
 
@@ -140,6 +161,7 @@ impl Relay {
         let mut tally = Tally::default();
         let mut exchange = Exchange::new(bytes);
         let outcome = messages.read_upstream(self, &mut exchange, (&mut out, &mut tally));
+        self.resources().codec.borrow_mut().trim();
         if self.down.fate.get() == Fate::Passed {
             let cells = self.place.cells();
             cells.tally(Direction::Sent, &tally);
