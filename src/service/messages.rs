@@ -160,8 +160,8 @@ impl Messages {
             return end;
         }
         loop {
-            if let Some(rest) = self.take_rest() {
-                if let Some(end) = Box::pin(self.go_on(rest)).await {
+            if self.has_rest() {
+                if let Some(end) = Box::pin(self.go_on()).await {
                     return end;
                 }
                 continue;
@@ -197,8 +197,9 @@ impl Messages {
     }
 
     /// Answers more of a read of which one turn was not to answer more, while others have theirs.
-    async fn go_on(&mut self, mut rest: Box<[u8]>) -> Option<End> {
+    async fn go_on(&mut self) -> Option<End> {
         self.place.resources().after_others().await;
+        let mut rest = self.take_rest()?;
         let (outgoing, next) = self.answer(&mut rest);
         self.place.cells().wire_bytes(Direction::Sent).add(outgoing.size() as u64);
         let turn = Turn::after(self.send(&rest, outgoing), next);
